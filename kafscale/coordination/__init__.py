@@ -1,0 +1,1 @@
+"""Cluster state, assignment, catalogue, the coordination store, groups."""

@@ -1,0 +1,1 @@
+"""bytes ↔ typed messages: Kafka wire codecs and record batches. No I/O."""

@@ -1,0 +1,1 @@
+"""Principals, SASL, TLS, the ACL snapshot, audit. Pure where it can be."""

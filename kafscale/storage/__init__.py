@@ -1,0 +1,1 @@
+"""Object stores, log objects, manifests, segments, the partition log."""

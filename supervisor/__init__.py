@@ -1,0 +1,1 @@
+"""The supervisor: the parent process, the control plane."""

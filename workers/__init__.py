@@ -1,0 +1,1 @@
+"""A worker: one process, one Kafka node, the data plane."""
