@@ -1,0 +1,212 @@
+"""Every setting, declared once. Knows no environment, no file and no command line; `sources` reads those by this table.
+
+To add a setting, add ONE line to `Settings`: its name (units last), its type, a `Setting` with the help text and the
+bounds, and its default. From that line follow its flag (`--data-dir`), its variable (`KAFSCALE_DATA_DIR`), its key in
+the TOML file (`data_dir`), its checks, `kafscale config`, `--help`, and docs/settings.md (write it anew with
+`python -m kafscale config --markdown > docs/settings.md`). Types: int, bool, str, Endpoint, a Literal of texts,
+each also `| None`, which is written `auto`: then `Setting.auto` says what is done instead. A rule over two settings
+goes into `sources._check_together`.
+"""
+
+from __future__ import annotations
+
+import types
+import typing
+from typing import Annotated, Any, Literal, NamedTuple
+
+import msgspec
+
+from kafscale.config.endpoint import Endpoint
+
+MIB = 1024 * 1024
+DAY_MS = 24 * 60 * 60 * 1000
+INT32_MAX = 2**31 - 1
+INT64_MAX = 2**63 - 1
+
+# node_id = broker_id * 100 + worker index, and a node id is an int32 on the wire.
+WORKERS_MAX = 99
+BROKER_ID_MAX = INT32_MAX // 100 - 1
+
+
+class Setting(NamedTuple):
+    """What a declaration says beside name, type and default. `low` and `high` bound integers, both included."""
+
+    help: str
+    low: int | None = None
+    high: int | None = None
+    auto: str = ""  # What happens when nothing, or "auto", is given.
+    flag: str = ""  # Where it is not the name with dashes.
+    also: tuple[str, ...] = ()  # Other variables read, after the setting's own.
+    metavar: str = ""
+    pattern: str = ""  # What a text must match as a whole.
+    secret: bool = False  # Never shown, and no flag: a command line is visible to every user of a machine.
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """A broker's settings, complete and checked; sent to workers as msgpack. Limits are for each worker."""
+
+    listen: Annotated[Endpoint, Setting("Where Kafka clients connect.")] = Endpoint("127.0.0.1", 9092)
+    advertise: Annotated[
+        Endpoint | None,
+        Setting(
+            "The address clients are told; required when listening on every address.",
+            auto="the listen address; without a port, the listen port",
+            metavar="HOST[:PORT]",
+        ),
+    ] = None
+    worker_ports: Annotated[
+        int | None,
+        Setting("First of the workers' private ports.", 1, 65535, auto="listen port + 10000, or free ones"),
+    ] = None
+    metrics_addr: Annotated[Endpoint, Setting("Where /metrics, /healthz and /readyz are served.", flag="--metrics")] = (
+        Endpoint("127.0.0.1", 9404)
+    )
+    broker_id: Annotated[
+        int, Setting("This broker's number; its workers are nodes id * 100 + 0, 1, ….", 0, BROKER_ID_MAX)
+    ] = 0
+    workers: Annotated[
+        int, Setting("Worker processes.", 1, WORKERS_MAX, auto="as many as CPUs by affinity and cgroup quota")
+    ] = 1
+    connections_max: Annotated[int, Setting("Client connections a worker keeps open.", 1, 1_000_000)] = 20_000
+    connections_idle_ms: Annotated[int, Setting("A connection silent for so long is closed.", 1000, INT32_MAX)] = (
+        600_000
+    )
+    frame_header_timeout_ms: Annotated[
+        int, Setting("A request that has begun must be complete within this time.", 100, INT32_MAX)
+    ] = 30_000
+    socket_request_max_bytes: Annotated[int, Setting("Largest request.", 64 * 1024, INT32_MAX)] = 100 * MIB
+
+    data_dir: Annotated[str, Setting("Where the data is kept.", metavar="DIR")] = "./data"
+    cluster_namespace: Annotated[
+        str, Setting("Prefix of every object's key.", pattern=r"[a-z0-9][a-z0-9._-]{0,62}", metavar="NAME")
+    ] = "kafscale"
+    slots: Annotated[int, Setting("Units of ownership; counts only when a cluster is first started.", 1, 16_384)] = 256
+    flush_bytes: Annotated[
+        int, Setting("Write an object once so much is buffered.", 4096, 64 * MIB, also=("KAFSCALE_SEGMENT_BYTES",))
+    ] = 4 * MIB
+    flush_interval_ms: Annotated[
+        int | None,
+        Setting(
+            "Write an object once its oldest record has waited so long.",
+            0,
+            60_000,
+            auto="in a local directory at once when no write is in flight, on S3 250",
+        ),
+    ] = None
+    # Takeover seals eight numbers at once, twice the most in flight: more than four would break the fence.
+    max_in_flight_flushes: Annotated[int, Setting("Objects a worker writes at the same time.", 1, 4)] = 4
+    produce_buffer_bytes: Annotated[
+        int,
+        Setting("Received and not yet durable data a worker holds; producers wait beyond.", 8 * MIB, 64 * 1024 * MIB),
+    ] = 128 * MIB
+    cache_bytes: Annotated[int, Setting("A worker's memory for recent data.", 8 * MIB, 1024 * 1024 * MIB)] = 256 * MIB
+    checkpoint_interval_bytes: Annotated[int, Setting("Write a checkpoint after so many bytes.", MIB, INT64_MAX)] = (
+        256 * MIB
+    )
+    checkpoint_interval_objects: Annotated[int, Setting("Write a checkpoint after so many objects.", 8, 100_000)] = 1000
+    checkpoint_interval_ms: Annotated[
+        int, Setting("Write a checkpoint after so long, if anything changed.", 100, DAY_MS)
+    ] = 60_000
+
+    auto_create_topics: Annotated[bool, Setting("Create a topic when a client first asks for it.")] = True
+    auto_create_partitions: Annotated[int, Setting("Partitions of a topic created so.", 1, 10_000)] = 1
+    message_max_bytes: Annotated[int, Setting("Largest record batch (Kafka: message.max.bytes).", 0, INT32_MAX)] = (
+        1_048_588
+    )
+    fetch_max_bytes: Annotated[int, Setting("Most data in one fetch response.", 1024, INT32_MAX)] = 55 * MIB
+    log_retention_ms: Annotated[int, Setting("Age at which records are deleted; -1 for never.", -1, INT64_MAX)] = (
+        7 * DAY_MS
+    )
+    log_retention_bytes: Annotated[
+        int, Setting("Size above which a partition loses its oldest records; -1 for none.", -1, INT64_MAX)
+    ] = -1
+
+    offsets_topic_partitions: Annotated[
+        int, Setting("Partitions of __consumer_offsets; counts only when it is created.", 1, 10_000)
+    ] = 50
+    offsets_retention_minutes: Annotated[int, Setting("How long an empty group's offsets are kept.", 1, INT32_MAX)] = (
+        7 * 24 * 60
+    )
+    group_initial_rebalance_delay_ms: Annotated[
+        int, Setting("How long an empty group waits for more members.", 0, 300_000)
+    ] = 3000
+    group_min_session_timeout_ms: Annotated[
+        int, Setting("Least session timeout a member may ask for.", 1, INT32_MAX)
+    ] = 6000
+    group_max_session_timeout_ms: Annotated[
+        int, Setting("Largest session timeout a member may ask for.", 1, INT32_MAX)
+    ] = 1_800_000
+    group_max_size: Annotated[int, Setting("Most members of a group.", 1, 100_000)] = 10_000
+
+    allow_admin_apis: Annotated[bool, Setting("Serve requests that create, change and delete topics and groups.")] = (
+        True
+    )
+    worker_hang_timeout_ms: Annotated[
+        int, Setting("A worker that has not answered for so long is replaced.", 100, 600_000)
+    ] = 5000
+    drain_timeout_ms: Annotated[int, Setting("Time to finish work after SIGTERM.", 0, 3_600_000)] = 20_000
+    log_level: Annotated[Literal["debug", "info", "warn", "error"], Setting("Least important lines logged.")] = "info"
+    log_format: Annotated[
+        Literal["auto", "json", "text"], Setting("Form of log lines; auto is text on a terminal, else json.")
+    ] = "auto"
+
+    @property
+    def advertised(self) -> Endpoint:
+        """The bootstrap address to tell clients; its port is 0 while the listen port is chosen at binding."""
+        if self.advertise is None:
+            return self.listen
+        return self.advertise if self.advertise.port else Endpoint(self.advertise.host, self.listen.port)
+
+
+# The setting that opens each section of --help, `kafscale config` and docs/settings.md.
+SECTIONS = {
+    "listen": "Addresses and connections",
+    "data_dir": "Storage",
+    "auto_create_topics": "Topics and records",
+    "offsets_topic_partitions": "Consumer groups",
+    "allow_admin_apis": "Operation",
+}
+
+
+class Declaration(NamedTuple):
+    """One setting as the reading and showing code sees it. `default` is None where `setting.auto` applies."""
+
+    name: str
+    kind: Literal["int", "bool", "str", "endpoint", "choice"]
+    choices: tuple[str, ...]
+    default: Any
+    setting: Setting
+
+    @property
+    def flag(self) -> str | None:
+        """The long option, or None for a secret."""
+        return None if self.setting.secret else self.setting.flag or "--" + self.name.replace("_", "-")
+
+    @property
+    def variable(self) -> str:
+        return "KAFSCALE_" + self.name.upper()
+
+    @property
+    def metavar(self) -> str:
+        by_kind = {"int": "N", "bool": "true|false", "endpoint": "HOST:PORT", "choice": "|".join(self.choices)}
+        return self.setting.metavar or by_kind.get(self.kind, "TEXT")
+
+
+def declare(struct: type[msgspec.Struct]) -> tuple[Declaration, ...]:
+    """Read the declarations off a Struct whose fields are Annotated with a `Setting`."""
+    hints = typing.get_type_hints(struct, include_extras=True)
+    return tuple(_declaration(field, hints[field.name]) for field in msgspec.structs.fields(struct))
+
+
+def _declaration(field: msgspec.structs.FieldInfo, hint: Any) -> Declaration:
+    value_type, setting = typing.get_args(hint)
+    if typing.get_origin(value_type) in (typing.Union, types.UnionType):
+        (value_type,) = (part for part in typing.get_args(value_type) if part is not types.NoneType)
+        assert setting.auto, f"{field.name} may be None and must say what auto does"
+    choices = typing.get_args(value_type) if typing.get_origin(value_type) is Literal else ()
+    kinds: dict[Any, Any] = {int: "int", bool: "bool", str: "str", Endpoint: "endpoint"}
+    default = None if setting.auto else field.default
+    return Declaration(field.name, "choice" if choices else kinds[value_type], choices, default, setting)
+
+
+DECLARATIONS = declare(Settings)

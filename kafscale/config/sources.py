@@ -1,0 +1,254 @@
+"""Where settings come from: flag, then KAFSCALE_* variable, then TOML file, then default. Reads the file, nothing else.
+
+A wrong value is a UsageError also where a stronger source hides it: what is broken is said, not carried along.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from kafscale.config.cpus import usable_cpus
+from kafscale.config.declarations import DECLARATIONS, WORKERS_MAX, Declaration, Settings
+from kafscale.config.endpoint import Endpoint
+from kafscale.config.values import parse_text, parse_toml
+from kafscale.errors import UsageError
+
+CONFIG_FLAG = "--config"
+CONFIG_VARIABLE = "KAFSCALE_CONFIG"
+
+# Variables of KafScale that stand in people's manifests: the address to listen on, and the host and port that clients
+# are told.
+BROKER_ADDR = "KAFSCALE_BROKER_ADDR"
+BROKER_HOST = "KAFSCALE_BROKER_HOST"
+BROKER_PORT = "KAFSCALE_BROKER_PORT"
+
+# A misspelt one of these would leave a door open, so it stops the start.
+_SECURITY_WORDS = ("_ACL_", "_SASL_", "_TLS_", "_LISTEN", "_PRINCIPAL_")
+
+# What Kubernetes puts into a pod's environment for every service called kafscale-….
+_INJECTED_NAME = re.compile(
+    r"KAFSCALE_([A-Z0-9_]*_)?(SERVICE_(HOST|PORT(_\w+)?)|PORT_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
+)
+_INJECTED_PORT = re.compile(r"(tcp|udp|sctp)://.*")
+
+
+class Source(NamedTuple):
+    """Where a value came from; `name` is the flag, the variable, or the file's path."""
+
+    kind: Literal["flag", "variable", "file", "default"]
+    name: str = ""
+
+    def __str__(self) -> str:
+        return self.name or self.kind
+
+
+DEFAULT = Source("default")
+
+
+class Resolved(NamedTuple):
+    """All settings, where each came from (by field name), and lines to show the user."""
+
+    settings: Settings
+    sources: Mapping[str, Source]
+    warnings: tuple[str, ...]
+    config_file: str | None
+
+
+def resolve(flags: Mapping[str, str], environ: Mapping[str, str], config_file: str | None = None) -> Resolved:
+    """Settle every setting.
+
+    `flags` maps field names to the texts given; `config_file` is what --config said. Raises UsageError, one line that
+    names the flag, variable or key that a person must mend.
+    """
+    path = config_file if config_file is not None else environ.get(CONFIG_VARIABLE) or None
+    layers: list[dict[str, tuple[Any, Source]]] = [{}]
+    if path is not None:
+        layers.append(from_file(path, CONFIG_FLAG if config_file is not None else CONFIG_VARIABLE, DECLARATIONS))
+    from_variables, warnings = from_environ(environ, DECLARATIONS)
+    layers.append(from_variables)
+    layers.append(from_flags(flags, DECLARATIONS))
+    found = {d.name: (d.default, DEFAULT) for d in DECLARATIONS}
+    for layer in layers:
+        found.update(layer)
+    _apply_broker_aliases(found, environ)
+    values = {name: value for name, (value, _) in found.items()}
+    sources = {name: source for name, (_, source) in found.items()}
+    _derive(values, sources)
+    settings = Settings(**values)
+    _check_together(settings, sources)
+    return Resolved(settings, sources, tuple(warnings), path)
+
+
+def from_flags(flags: Mapping[str, str], declarations: Iterable[Declaration]) -> dict[str, tuple[Any, Source]]:
+    """Values given as flags, by field name. Raises UsageError."""
+    found = {}
+    for declaration in declarations:
+        text = flags.get(declaration.name)
+        if text is not None and declaration.flag is not None:
+            source = Source("flag", declaration.flag)
+            found[declaration.name] = (_parsed(declaration, text, source), source)
+    return found
+
+
+def from_file(path: str, named_by: str, declarations: Iterable[Declaration]) -> dict[str, tuple[Any, Source]]:
+    """Values in a TOML file, by field name; `named_by` is the flag or variable that names it. Raises UsageError."""
+    try:
+        table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"{named_by}: cannot read {path!r}: {error.strerror or error}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: not a TOML file: {str(error).splitlines()[0]}") from None
+    by_name = {declaration.name: declaration for declaration in declarations}
+    found = {}
+    for key, value in table.items():
+        declaration = by_name.get(key)
+        if declaration is None:
+            raise UsageError(f"{path}: unknown key {key!r}{hint(key, by_name)}")
+        try:
+            found[key] = (parse_toml(declaration, value), Source("file", path))
+        except ValueError as error:
+            raise UsageError(f"{path}: {key}: {error}") from None
+    return found
+
+
+def from_environ(
+    environ: Mapping[str, str], declarations: Iterable[Declaration]
+) -> tuple[dict[str, tuple[Any, Source]], list[str]]:
+    """Values in KAFSCALE_* variables, by field name, and warnings of unknown ones. Raises UsageError."""
+    found: dict[str, tuple[Any, Source]] = {}
+    known = {CONFIG_VARIABLE, BROKER_ADDR, BROKER_HOST, BROKER_PORT}
+    for declaration in declarations:
+        names = (declaration.variable, *declaration.setting.also)
+        known.update(names)
+        # The setting's own variable last, so that it wins.
+        for name in reversed(names):
+            if name in environ and not _is_injected(name, environ[name]):
+                source = Source("variable", name)
+                found[declaration.name] = (_parsed(declaration, environ[name], source), source)
+    warnings = []
+    for name in sorted(environ):
+        if not name.startswith("KAFSCALE_") or name in known or _is_injected(name, environ[name]):
+            continue
+        if any(word in name + "_" for word in _SECURITY_WORDS):
+            raise UsageError(f"unknown variable {name}{hint(name, known)}")
+        warnings.append(f"unknown variable {name} is ignored{hint(name, known)}")
+    return found, warnings
+
+
+def _is_injected(name: str, value: str) -> bool:
+    """Whether Kubernetes put it there (its documentation: "Discovering services", environment variables)."""
+    if _INJECTED_NAME.fullmatch(name):
+        return True
+    return name.endswith("_PORT") and _INJECTED_PORT.fullmatch(value) is not None
+
+
+def _apply_broker_aliases(found: dict[str, tuple[Any, Source]], environ: Mapping[str, str]) -> None:
+    """Read KafScale's three spellings where the settings' own variables, and flags, leave room.
+
+    They rank as variables, so over the file. A port without a host is the port to listen on, if nothing else says that;
+    else it is the port clients are told.
+    """
+
+    def free(name: str) -> bool:
+        return found[name][1].kind in ("default", "file")
+
+    def value(name: str) -> str | None:
+        text = environ.get(name)
+        return None if text is None or _is_injected(name, text) else text.strip()
+
+    address, host, port = value(BROKER_ADDR), value(BROKER_HOST), value(BROKER_PORT)
+    if address is not None:
+        endpoint = _read_alias(Endpoint.parse, address, BROKER_ADDR)
+        if free("listen"):
+            found["listen"] = (endpoint, Source("variable", BROKER_ADDR))
+    told = None if host is None else _read_alias(Endpoint.parse_advertised, host, BROKER_HOST)
+    if port is not None:
+        with_port = _read_alias(Endpoint.parse, f"localhost:{port}", BROKER_PORT)
+        if told is None and found["listen"][1] is DEFAULT:
+            found["listen"] = (Endpoint(found["listen"][0].host, with_port.port), Source("variable", BROKER_PORT))
+        elif told is None or told.port == 0:
+            listen: Endpoint = found["listen"][0]
+            if told is not None or not listen.is_wildcard:
+                told = Endpoint(told.host if told is not None else listen.host, with_port.port)
+    if told is not None and free("advertise"):
+        found["advertise"] = (told, Source("variable", BROKER_HOST if host is not None else BROKER_PORT))
+
+
+def _read_alias(parse: Any, text: str, variable: str) -> Endpoint:
+    try:
+        endpoint: Endpoint = parse(text)
+    except ValueError as error:
+        raise UsageError(f"{variable}: {error}") from None
+    return endpoint
+
+
+def _derive(values: dict[str, Any], sources: Mapping[str, Source]) -> None:
+    """Fill in what follows from the machine or from other settings."""
+    if values["workers"] is None:
+        values["workers"] = min(usable_cpus(), WORKERS_MAX)
+    listen: Endpoint = values["listen"]
+    advertise: Endpoint | None = values["advertise"]
+    if advertise is None:
+        if listen.is_wildcard:
+            raise UsageError(
+                f"{_named('listen', sources)}: {listen} takes connections on every address, so say which one clients "
+                "are to be told: set --advertise HOST[:PORT] or KAFSCALE_ADVERTISE"
+            )
+        values["advertise"] = listen
+    elif advertise.port == 0:
+        values["advertise"] = Endpoint(advertise.host, listen.port)
+
+
+def _check_together(settings: Settings, sources: Mapping[str, Source]) -> None:
+    """Rules over several settings. Each names one of them in a single line."""
+    if settings.group_min_session_timeout_ms > settings.group_max_session_timeout_ms:
+        raise UsageError(
+            f"{_named('group_min_session_timeout_ms', sources)}: {settings.group_min_session_timeout_ms} is above "
+            f"group_max_session_timeout_ms, {settings.group_max_session_timeout_ms}"
+        )
+    if settings.message_max_bytes > settings.socket_request_max_bytes:
+        raise UsageError(
+            f"{_named('message_max_bytes', sources)}: {settings.message_max_bytes} is above socket_request_max_bytes, "
+            f"{settings.socket_request_max_bytes}, so no such batch could arrive"
+        )
+    if settings.socket_request_max_bytes > settings.produce_buffer_bytes:
+        raise UsageError(
+            f"{_named('produce_buffer_bytes', sources)}: {settings.produce_buffer_bytes} is below "
+            f"socket_request_max_bytes, {settings.socket_request_max_bytes}, so the largest request would never fit"
+        )
+    if settings.worker_ports is not None:
+        last = settings.worker_ports + settings.workers - 1
+        if last > 65535:
+            raise UsageError(
+                f"{_named('worker_ports', sources)}: {settings.worker_ports} leaves no room below 65536 "
+                f"for {settings.workers} workers"
+            )
+        if settings.worker_ports <= settings.listen.port <= last:
+            raise UsageError(
+                f"{_named('worker_ports', sources)}: {settings.worker_ports} to {last} includes the listen port, "
+                f"{settings.listen.port}"
+            )
+
+
+def _parsed(declaration: Declaration, text: str, source: Source) -> Any:
+    try:
+        return parse_text(declaration, text)
+    except ValueError as error:
+        raise UsageError(f"{source.name}: {error}") from None
+
+
+def _named(name: str, sources: Mapping[str, Source]) -> str:
+    """How the user would find the setting: the flag or variable used, or the file and key, or the bare name."""
+    source = sources[name]
+    return {"file": f"{source.name}: {name}", "default": name}.get(source.kind, source.name)
+
+
+def hint(name: str, known: Iterable[str]) -> str:
+    """`; did you mean …?` with the nearest known name, or nothing if none is near."""
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {near[0]}?" if near else ""
