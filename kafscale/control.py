@@ -1,0 +1,171 @@
+"""What a supervisor and its workers say to each other, and how it is framed.
+
+One stream socket per worker. A frame is a 4-byte big-endian length and a msgpack array tagged with its kind. The first
+frame a worker receives is `Configure`. A worker that reads end-of-file exits: its supervisor is gone. Nothing of the data
+plane passes here. Cluster state and catalogue commands travel as bytes that only `kafscale.coordination` reads.
+"""
+
+from __future__ import annotations
+
+import struct
+
+import msgspec
+
+from kafscale.config import Settings
+
+MAX_FRAME_BYTES = 64 << 20
+_LENGTH = struct.Struct(">I")
+
+
+class NodeAddress(msgspec.Struct, frozen=True, array_like=True):
+    """A Kafka node as clients are told of it."""
+
+    node_id: int
+    host: str
+    port: int
+    rack: str | None = None
+
+
+class Configure(msgspec.Struct, frozen=True, tag=True):
+    """To a new worker: who it is. Descriptors are inherited and named by number.
+
+    `bootstrap_fds` are the shared bootstrap port's listening sockets of all workers of this broker, by worker index;
+    a worker accepts on its own, and on a sibling's between `AdoptListener` and `DropListener`.
+    """
+
+    settings: Settings
+    worker_index: int
+    node_id: int
+    log_id: str
+    cluster_state: bytes
+    nodes: list[NodeAddress]
+    bootstrap_fds: list[int]
+    private_fd: int
+    metrics_fd: int
+
+
+class ClusterVersion(msgspec.Struct, frozen=True, tag=True):
+    """To a worker: the next version of the cluster log, as written there."""
+
+    version: int
+    payload: bytes
+
+
+class Nodes(msgspec.Struct, frozen=True, tag=True):
+    """To a worker: the nodes that are alive now."""
+
+    nodes: list[NodeAddress]
+
+
+class Ping(msgspec.Struct, frozen=True, tag=True):
+    """To a worker: answer with a `Pong` of the same number. Also the worker's lease: proof that it is not replaced."""
+
+    number: int
+
+
+class AdoptListener(msgspec.Struct, frozen=True, tag=True):
+    """To a worker: accept on the bootstrap socket of the sibling of this index, which is down."""
+
+    worker_index: int
+
+
+class DropListener(msgspec.Struct, frozen=True, tag=True):
+    """To a worker: the sibling is back; stop accepting for it."""
+
+    worker_index: int
+
+
+class Drain(msgspec.Struct, frozen=True, tag=True):
+    """To a worker: finish what was received, make it durable, seal the log, say `Drained` and exit 0."""
+
+
+class CommandReply(msgspec.Struct, frozen=True, tag=True):
+    """To a worker: the outcome of its `CommandRequest`, one encoded result per command.
+
+    `version` is the cluster version in which it took effect (0: nothing was written). It is sent after that version's
+    `ClusterVersion`, so that a client that was told of a topic finds it on the worker that told it.
+    """
+
+    request_id: int
+    version: int
+    results: bytes
+
+
+class Pong(msgspec.Struct, frozen=True, tag=True):
+    """To the supervisor: the loop runs. `store_ok` is false while the object store gives no answers."""
+
+    number: int
+    store_ok: bool
+
+
+class Serving(msgspec.Struct, frozen=True, tag=True):
+    """To the supervisor: every assigned slot is loaded and the worker accepts connections."""
+
+    version: int
+
+
+class CommandRequest(msgspec.Struct, frozen=True, tag=True):
+    """To the supervisor: commands for the cluster log (topics, settings), encoded by `coordination.commands`."""
+
+    request_id: int
+    commands: bytes
+
+
+class Fenced(msgspec.Struct, frozen=True, tag=True):
+    """To the supervisor: this incarnation met a seal in its log and stops."""
+
+    reason: str
+
+
+class Drained(msgspec.Struct, frozen=True, tag=True):
+    """To the supervisor: everything received is durable and answered; the worker exits."""
+
+
+ToWorker = Configure | ClusterVersion | Nodes | Ping | AdoptListener | DropListener | Drain | CommandReply
+ToSupervisor = Pong | Serving | CommandRequest | Fenced | Drained
+
+_encoder = msgspec.msgpack.Encoder()
+
+
+def encode_frame(message: ToWorker | ToSupervisor) -> bytes:
+    """One frame, length included."""
+    body = _encoder.encode(message)
+    if len(body) > MAX_FRAME_BYTES:
+        raise ValueError(f"control frame of {len(body)} bytes is over the limit of {MAX_FRAME_BYTES}")
+    return _LENGTH.pack(len(body)) + body
+
+
+class FrameReader:
+    """Cuts a byte stream into messages; `decoder` says of which direction."""
+
+    def __init__(self, decoder: msgspec.msgpack.Decoder[ToWorker] | msgspec.msgpack.Decoder[ToSupervisor]) -> None:
+        self._decoder = decoder
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> list[ToWorker | ToSupervisor]:
+        """The messages that `data` completes, in order. Raises ValueError on an oversized frame and
+        `msgspec.DecodeError` on bytes that are no message: the peer is not what it should be."""
+        self._buffer += data
+        messages: list[ToWorker | ToSupervisor] = []
+        position = 0
+        while len(self._buffer) - position >= _LENGTH.size:
+            (length,) = _LENGTH.unpack_from(self._buffer, position)
+            if length > MAX_FRAME_BYTES:
+                raise ValueError(f"control frame of {length} bytes is over the limit of {MAX_FRAME_BYTES}")
+            end = position + _LENGTH.size + length
+            if len(self._buffer) < end:
+                break
+            messages.append(self._decoder.decode(bytes(self._buffer[position + _LENGTH.size : end])))
+            position = end
+        del self._buffer[:position]
+        return messages
+
+
+def worker_side_reader() -> FrameReader:
+    """Reads what a supervisor sends."""
+    return FrameReader(msgspec.msgpack.Decoder(ToWorker))
+
+
+def supervisor_side_reader() -> FrameReader:
+    """Reads what a worker sends."""
+    return FrameReader(msgspec.msgpack.Decoder(ToSupervisor))

@@ -1,0 +1,235 @@
+"""The bytes of a worker log's objects: data, checkpoint and seal. Pure.
+
+    header (64)   magic "KFSL", version u16, kind u16, log id 16, sequence u64, created i64 (Unix ms),
+                  newest counting checkpoint's sequence i64 (-1: none yet), 12 reserved, CRC32C u32 of the 60 before
+    body          data: record batches, grouped by partition, as served to consumers; else empty
+    table         data: groups of rows (below); checkpoint and seal: msgpack
+    footer (24)   table position u64, table length u32, CRC32C of the table u32, reserved u32, magic "LSFK"
+
+All numbers are big-endian. A group of a data table begins with a kind byte:
+
+    1 batches           topic id 16, partition i32, leader epoch i32, position u64, count u32, then `count` rows:
+                        base offset i64, last offset delta i32, length i32, max timestamp i64, producer id i64,
+                        producer epoch i16, base sequence i32, attributes i16. The batches lie one after the other.
+    2 log start offset  topic id 16, partition i32, leader epoch i32, offset i64
+    3 release           slot i32, epoch i32
+
+The header's checkpoint number lets whoever takes over find the newest checkpoint from the newest object alone. Body bytes
+carry their own CRC32C per batch; the table's is in the footer. Damage raises Corrupt, naming key and place.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from enum import IntEnum
+
+import msgspec
+from crc32c import crc32c
+
+from kafscale.errors import Corrupt
+from kafscale.storage.store import Buffer
+
+VERSION = 1
+HEADER = struct.Struct(">4sHH16sQqq12xI")
+FOOTER = struct.Struct(">QIII4s")
+HEADER_BYTES = HEADER.size
+FOOTER_BYTES = FOOTER.size
+MAGIC = b"KFSL"
+END_MAGIC = b"LSFK"
+# One tail read of this many bytes holds the whole table of all but the largest objects.
+TAIL_BYTES = 64 * 1024
+
+BATCHES_GROUP = struct.Struct(">B16siiQI")
+BATCH_ROW = struct.Struct(">qiiqqhih")
+LOG_START_GROUP = struct.Struct(">B16siiq")
+RELEASE_GROUP = struct.Struct(">Bii")
+
+
+class Kind(IntEnum):
+    DATA = 1
+    CHECKPOINT = 2
+    SEAL = 3
+
+
+class GroupKind(IntEnum):
+    BATCHES = 1
+    LOG_START_OFFSET = 2
+    RELEASE = 3
+
+
+class Header(msgspec.Struct, frozen=True, gc=False):
+    """Who wrote the object, as which number of its log."""
+
+    kind: Kind
+    log_id: str
+    sequence: int
+    created_ms: int
+    checkpoint_sequence: int
+
+
+class BatchGroup(msgspec.Struct, frozen=True, gc=False):
+    """Rows of one partition: `rows` are `BATCH_ROW` tuples in offset order, their bytes lie from `position` on."""
+
+    topic_id: bytes
+    partition: int
+    leader_epoch: int
+    position: int
+    rows: list[tuple[int, int, int, int, int, int, int, int]]
+
+
+class LogStart(msgspec.Struct, frozen=True, gc=False):
+    """The partition's log start offset was raised to `offset`."""
+
+    topic_id: bytes
+    partition: int
+    leader_epoch: int
+    offset: int
+
+
+class Release(msgspec.Struct, frozen=True, gc=False):
+    """The slot was given up at `epoch`: no later object of this log holds anything of it."""
+
+    slot: int
+    epoch: int
+
+
+class ManifestPlace(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Where a slot's manifest lies. An empty `key` stands for a slot that never held anything."""
+
+    epoch: int
+    key: str
+    position: int
+    length: int
+
+
+class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the manifest of every owned slot lies, as of everything below `covered`.
+
+    Replay begins at sequence `covered`. `given_up` names this worker's own objects that no manifest needs any more: once
+    this checkpoint counts they may be deleted.
+    """
+
+    covered: int
+    slots: dict[int, ManifestPlace]
+    given_up: list[str] = []
+
+
+class Seal(msgspec.Struct, frozen=True):
+    """The end of a log: who wrote it and why."""
+
+    writer: str
+    reason: str
+
+
+def encode_header(kind: Kind, log_id: str, sequence: int, created_ms: int, checkpoint_sequence: int) -> bytes:
+    header = bytearray(
+        HEADER.pack(MAGIC, VERSION, kind, bytes.fromhex(log_id), sequence, created_ms, checkpoint_sequence, 0)
+    )
+    header[-4:] = crc32c(header[:-4]).to_bytes(4, "big")
+    return bytes(header)
+
+
+def decode_header(data: Buffer, key: str) -> Header:
+    """Raises Corrupt."""
+    if len(data) < HEADER_BYTES:
+        raise Corrupt(f"{key}: {len(data)} bytes are too few for a log object's header of {HEADER_BYTES}")
+    magic, version, kind, log_id, sequence, created_ms, checkpoint_sequence, crc = HEADER.unpack_from(data)
+    if magic != MAGIC:
+        raise Corrupt(f"{key}: no log object (magic {magic!r})")
+    if crc32c(bytes(data[: HEADER_BYTES - 4])) != crc:
+        raise Corrupt(f"{key}: the header's CRC32C does not match")
+    if version != VERSION:
+        raise Corrupt(f"{key}: log object of format version {version}; this release reads version {VERSION}")
+    return Header(Kind(kind), log_id.hex(), sequence, created_ms, checkpoint_sequence)
+
+
+def encode_footer(table_position: int, table: Buffer) -> bytes:
+    return FOOTER.pack(table_position, len(table), crc32c(table), 0, END_MAGIC)
+
+
+def table_place(tail: Buffer, key: str) -> tuple[int, int, int]:
+    """Position, length and CRC32C of the table, from an object's last bytes. Raises Corrupt."""
+    if len(tail) < FOOTER_BYTES:
+        raise Corrupt(f"{key}: truncated, only {len(tail)} bytes")
+    position, length, crc, _, magic = FOOTER.unpack_from(tail, len(tail) - FOOTER_BYTES)
+    if magic != END_MAGIC:
+        raise Corrupt(f"{key}: no footer at the end (magic {magic!r}): truncated or damaged")
+    return position, length, crc
+
+
+def check_table(table: Buffer, crc: int, key: str) -> None:
+    if crc32c(table) != crc:
+        raise Corrupt(f"{key}: the table's CRC32C does not match")
+
+
+def decode_data_table(table: Buffer, key: str) -> list[BatchGroup | LogStart | Release]:
+    """The groups of a data object's table, in order. Raises Corrupt."""
+    groups: list[BatchGroup | LogStart | Release] = []
+    position, end = 0, len(table)
+    try:
+        while position < end:
+            match table[position]:
+                case GroupKind.BATCHES:
+                    _, topic_id, partition, epoch, start, count = BATCHES_GROUP.unpack_from(table, position)
+                    position += BATCHES_GROUP.size
+                    if count * BATCH_ROW.size > end - position:
+                        raise Corrupt(f"{key}: a table group claims {count} rows, more than the table holds")
+                    rows = list(BATCH_ROW.iter_unpack(table[position : position + count * BATCH_ROW.size]))
+                    position += count * BATCH_ROW.size
+                    groups.append(BatchGroup(topic_id, partition, epoch, start, rows))
+                case GroupKind.LOG_START_OFFSET:
+                    _, topic_id, partition, epoch, offset = LOG_START_GROUP.unpack_from(table, position)
+                    position += LOG_START_GROUP.size
+                    groups.append(LogStart(topic_id, partition, epoch, offset))
+                case GroupKind.RELEASE:
+                    _, slot, epoch = RELEASE_GROUP.unpack_from(table, position)
+                    position += RELEASE_GROUP.size
+                    groups.append(Release(slot, epoch))
+                case other:
+                    raise Corrupt(f"{key}: unknown kind {other} of table group at {position}")
+    except struct.error as error:
+        raise Corrupt(f"{key}: the table ends inside a group at {position}") from error
+    return groups
+
+
+_encoder = msgspec.msgpack.Encoder()
+_checkpoint_decoder = msgspec.msgpack.Decoder(Checkpoint)
+_seal_decoder = msgspec.msgpack.Decoder(Seal)
+
+
+def encode_small(header: bytes, content: Checkpoint | Seal) -> list[Buffer]:
+    """The parts of a checkpoint or seal object."""
+    table = _encoder.encode(content)
+    return [header, table, encode_footer(HEADER_BYTES, table)]
+
+
+def decode_checkpoint(table: Buffer, key: str) -> Checkpoint:
+    """Raises Corrupt."""
+    try:
+        return _checkpoint_decoder.decode(table)
+    except msgspec.MsgspecError as error:
+        raise Corrupt(f"{key}: the checkpoint can't be read: {error}") from error
+
+
+def decode_seal(table: Buffer, key: str) -> Seal:
+    """Raises Corrupt."""
+    try:
+        return _seal_decoder.decode(table)
+    except msgspec.MsgspecError as error:
+        raise Corrupt(f"{key}: the seal can't be read: {error}") from error
+
+
+def split_object(data: bytes, key: str) -> tuple[Header, memoryview]:
+    """Header and table of a whole object. Raises Corrupt."""
+    header = decode_header(data, key)
+    position, length, crc = table_place(data, key)
+    if position + length + FOOTER_BYTES != len(data):
+        raise Corrupt(f"{key}: the footer's table place {position}+{length} does not fit {len(data)} bytes")
+    table = memoryview(data)[position : position + length]
+    check_table(table, crc, key)
+    return header, table
+
+
+def join(parts: Sequence[Buffer]) -> bytes:
+    return b"".join(parts)

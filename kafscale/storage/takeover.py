@@ -1,0 +1,212 @@
+"""The reading end of a worker's log: finding its newest checkpoint, ending it with a seal, reading what counts.
+
+Used by whoever takes over slots: the supervisor seals, the new owner verifies that the log has ended, then replays. The
+rules (DESIGN.md section 4, "What counts" and "The end of a log"):
+
+- A checkpoint at sequence s that covers c counts when every number in [c, s) is taken and none of them is a seal. That
+  everything below c is taken is vouched for by its writer, who alone writes checkpoints into its log and only covers
+  what was confirmed to it; objects below c may since have been deleted, but only once a later checkpoint counts too, so
+  that the walk never begins below a gap that deletion made.
+- A log has ended when every number from its last counting checkpoint's covered sequence (or 0) up to a seal is taken;
+  its end is the lowest such seal. What lies above never existed. In a log without a seal a gap means nothing yet.
+- Seals are tried at the next eight numbers at once, twice the most that an owner has in flight.
+
+Decisions rest on objects read by key; a listing only says where to look first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+
+import msgspec
+
+from kafscale.clock import Clock
+from kafscale.errors import Corrupt, ObjectExists, ObjectMissing, StoreUnavailable, StoreUnclear
+from kafscale.storage.backoff import backoff_seconds
+from kafscale.storage.keys import Keys, sequence_of
+from kafscale.storage.log_objects import (
+    FOOTER_BYTES,
+    HEADER_BYTES,
+    TAIL_BYTES,
+    BatchGroup,
+    Checkpoint,
+    Header,
+    Kind,
+    LogStart,
+    Release,
+    Seal,
+    check_table,
+    decode_checkpoint,
+    decode_data_table,
+    decode_header,
+    decode_seal,
+    encode_header,
+    encode_small,
+    table_place,
+)
+from kafscale.storage.planted import NO_BUGS, PlantedBugs
+from kafscale.storage.store import ObjectStore, Purpose
+from kafscale.storage.worker_log import MAX_IN_FLIGHT
+
+SEALS_AT_ONCE = 2 * MAX_IN_FLIGHT
+READS_AT_ONCE = 16
+
+
+class LogEnd(msgspec.Struct, frozen=True):
+    """How far a log goes: objects in [replay_from, end) count and are to be replayed onto `checkpoint` (None: onto
+    nothing). Where it is not `sealed`, `end` is the lowest free number and means nothing yet."""
+
+    log_id: str
+    sealed: bool
+    end: int
+    replay_from: int
+    checkpoint: Checkpoint | None
+    checkpoint_sequence: int
+
+
+class LogObject(msgspec.Struct, frozen=True):
+    """One object of a log, without its body: exactly one of the three is set."""
+
+    key: str
+    header: Header
+    groups: list[BatchGroup | LogStart | Release] | None = None
+    checkpoint: Checkpoint | None = None
+    seal: Seal | None = None
+
+
+class LogReader:
+    """Reads objects of logs by key, asking again while the store gives no answer."""
+
+    def __init__(self, store: ObjectStore, keys: Keys, clock: Clock, random_source: random.Random) -> None:
+        self._store = store
+        self._keys = keys
+        self._clock = clock
+        self._random = random_source
+
+    async def read(self, log_id: str, sequence: int) -> LogObject | None:
+        """The object of that number, or None while the number is free. Raises Corrupt."""
+        key = self._keys.log(log_id, sequence)
+        for wait in backoff_seconds(self._random):
+            try:
+                return await self._read(key, log_id, sequence)
+            except ObjectMissing:
+                return None
+            except (StoreUnavailable, StoreUnclear):
+                await self._clock.sleep(wait)
+        raise AssertionError("backoff never ends")
+
+    async def _read(self, key: str, log_id: str, sequence: int) -> LogObject:
+        tail, size = await self._store.get_tail(key, TAIL_BYTES, Purpose.RECOVERY)
+        position, length, crc = table_place(tail, key)
+        tail_position = size - len(tail)
+        if position + length + FOOTER_BYTES != size:
+            raise Corrupt(f"{key}: the footer's table place {position}+{length} does not fit {size} bytes")
+        head = tail if tail_position == 0 else await self._store.get_range(key, 0, HEADER_BYTES, Purpose.RECOVERY)
+        header = decode_header(head, key)
+        if header.log_id != log_id or header.sequence != sequence:
+            raise Corrupt(f"{key}: holds number {header.sequence} of log {header.log_id}")
+        if position >= tail_position:
+            table = tail[position - tail_position : position - tail_position + length]
+        else:
+            table = await self._store.get_range(key, position, length, Purpose.RECOVERY)
+        check_table(table, crc, key)
+        match header.kind:
+            case Kind.DATA:
+                return LogObject(key, header, groups=decode_data_table(table, key))
+            case Kind.CHECKPOINT:
+                return LogObject(key, header, checkpoint=decode_checkpoint(table, key))
+            case Kind.SEAL:
+                return LogObject(key, header, seal=decode_seal(table, key))
+
+    async def sequences(self, log_id: str) -> list[int]:
+        """The numbers that a listing shows as taken, in order."""
+        for wait in backoff_seconds(self._random):
+            try:
+                found = await self._store.list(self._keys.log_objects(log_id), Purpose.RECOVERY)
+                return [sequence_of(info.key) for info in found]
+            except (StoreUnavailable, StoreUnclear):
+                await self._clock.sleep(wait)
+        raise AssertionError("backoff never ends")
+
+    async def newest_checkpoint(self, log_id: str) -> tuple[int, Checkpoint] | None:
+        """The newest checkpoint that is known to count, by the pointer in the newest objects' headers.
+
+        Later ones may exist: they are met while walking up from what this one covers.
+        """
+        for sequence in reversed(await self.sequences(log_id)):
+            found = await self.read(log_id, sequence)
+            if found is None or found.seal is not None:
+                continue
+            # Any object of the owner names the newest checkpoint that counted when it was made.
+            pointer = found.header.checkpoint_sequence
+            if pointer < 0:
+                return None
+            named = await self.read(log_id, pointer)
+            if named is None or named.checkpoint is None:
+                raise Corrupt(f"log {log_id}: object {sequence} names a checkpoint at {pointer} that is not there")
+            return pointer, named.checkpoint
+        return None
+
+
+async def find_end(reader: LogReader, log_id: str) -> LogEnd:
+    """How far the log goes now. Raises Corrupt."""
+    checkpoint: Checkpoint | None = None
+    checkpoint_sequence = -1
+    found = await reader.newest_checkpoint(log_id)
+    if found is not None:
+        checkpoint_sequence, checkpoint = found
+    number = replay_from = checkpoint.covered if checkpoint is not None else 0
+    while True:
+        window = await asyncio.gather(*(reader.read(log_id, number + i) for i in range(READS_AT_ONCE)))
+        for entry in window:
+            if entry is None or entry.seal is not None:
+                return LogEnd(log_id, entry is not None, number, replay_from, checkpoint, checkpoint_sequence)
+            if entry.checkpoint is not None and number > checkpoint_sequence:
+                # Everything from its covered sequence up to here has been walked: it counts.
+                checkpoint, checkpoint_sequence, replay_from = entry.checkpoint, number, entry.checkpoint.covered
+            number += 1
+
+
+async def seal_log(
+    store: ObjectStore,
+    keys: Keys,
+    log_id: str,
+    clock: Clock,
+    random_source: random.Random,
+    writer: str,
+    reason: str,
+    bugs: PlantedBugs = NO_BUGS,
+) -> LogEnd:
+    """End the log, however busy its owner is, and say where. Waits as long as the store gives no answers.
+
+    Raises Corrupt where what counts of the log can't be read.
+    """
+    reader = LogReader(store, keys, clock, random_source)
+    while True:
+        found = await find_end(reader, log_id)
+        if found.sealed or bugs.gap_is_the_end:
+            return found
+        await asyncio.gather(
+            *(
+                _try_seal(store, keys.log(log_id, number), log_id, number, clock, random_source, Seal(writer, reason))
+                for number in range(found.end, found.end + SEALS_AT_ONCE)
+            )
+        )
+
+
+async def _try_seal(
+    store: ObjectStore, key: str, log_id: str, number: int, clock: Clock, random_source: random.Random, seal: Seal
+) -> None:
+    """Make sure that the number is taken, by a seal if nobody was there first."""
+    header = encode_header(Kind.SEAL, log_id, number, clock.wall_ms(), -1)
+    parts = encode_small(header, seal)
+    for wait in backoff_seconds(random_source):
+        try:
+            await store.put_if_absent(key, parts, Purpose.RECOVERY)
+        except ObjectExists:
+            return
+        except (StoreUnavailable, StoreUnclear):
+            await clock.sleep(wait)
+        else:
+            return

@@ -1,0 +1,71 @@
+"""What handlers may use: the worker's owners, built once in `workers/worker.py`, and views of the cluster.
+
+A handler gets a `Context` and a `Request`; it owns no state. Everything mutable here has its own owner class elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from kafscale.clock import Clock
+from kafscale.config import Settings
+from kafscale.control import NodeAddress
+from kafscale.coordination.cluster import Assignment, ClusterState, Topic, slot_of
+from kafscale.protocol.headers import RequestHeader
+
+if TYPE_CHECKING:
+    from kafscale.metrics import MetricsBlock
+    from workers.admin import Admin
+    from workers.groups import Groups
+    from workers.ownership import Ownership
+    from workers.producer_ids import ProducerIds
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request as a handler sees it: its header and who sent it."""
+
+    header: RequestHeader
+    client_host: str
+    principal: str
+
+
+@dataclass(slots=True)
+class ClusterView:
+    """The cluster as this worker knows it now. Replaced fields, never mutated ones: `state` is immutable."""
+
+    node_id: int
+    state: ClusterState
+    nodes: Mapping[int, NodeAddress] = field(default_factory=dict)
+    _names: dict[bytes, str] = field(default_factory=dict)
+
+    def replace_state(self, state: ClusterState) -> None:
+        self.state = state
+        self._names = {topic.topic_id: name for name, topic in state.topics.items()}
+
+    def topic(self, name: str) -> Topic | None:
+        return self.state.topics.get(name)
+
+    def topic_by_id(self, topic_id: bytes) -> Topic | None:
+        name = self._names.get(topic_id)
+        return None if name is None else self.state.topics.get(name)
+
+    def leader(self, topic: Topic, partition: int) -> Assignment | None:
+        """Who leads the partition, with its leader epoch; None before the slot's first assignment."""
+        return self.state.owner(slot_of(topic.topic_id, partition, self.state.slot_count))
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """The owners a handler may call."""
+
+    settings: Settings
+    clock: Clock
+    cluster: ClusterView
+    ownership: Ownership
+    groups: Groups
+    admin: Admin
+    producer_ids: ProducerIds
+    metrics: MetricsBlock
