@@ -122,7 +122,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ] = -1
 
     offsets_topic_partitions: Annotated[
-        int, Setting("Partitions of __consumer_offsets; counts only when it is created.", 1, 10_000)
+        int, Setting("Partitions of `__consumer_offsets`; counts only when it is created.", 1, 10_000)
     ] = 50
     offsets_retention_minutes: Annotated[int, Setting("How long an empty group's offsets are kept.", 1, INT32_MAX)] = (
         7 * 24 * 60

@@ -1,0 +1,163 @@
+"""The command line: reads the words, settles the settings, runs what was asked, and turns errors into one line.
+
+The exit code is 0 when clean, 1 for a failure, 2 for usage or settings. Knows nothing of how a broker runs; what is
+heavy is imported only when it is needed, since starting must be quick.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import NoReturn
+
+import kafscale
+from kafscale.config.declarations import DECLARATIONS, SECTIONS
+from kafscale.config.sources import CONFIG_FLAG, CONFIG_VARIABLE, Resolved, hint, resolve
+from kafscale.config.values import format_value
+from kafscale.errors import KafscaleError, UsageError
+
+COMMANDS = {
+    "serve": "run the broker in the foreground",
+    "config": "print every setting, its value and where it came from (--json; --markdown prints the manual)",
+    "version": "print the version",
+}
+
+_USAGE = "kafscale [serve|config|version] [flags]"
+
+_OTHER_FLAGS = ("--help", "--version", "--json", "--markdown")
+
+Serve = Callable[[Resolved], int]
+
+
+def main() -> NoReturn:
+    """Entry point of the `kafscale` command."""
+    sys.exit(run(sys.argv[1:], os.environ))
+
+
+def run(arguments: Sequence[str], environ: Mapping[str, str], serve: Serve | None = None) -> int:
+    """Do what the arguments ask and return the exit code. `serve` stands in for the supervisor in tests."""
+    try:
+        return _run(arguments, environ, serve or _serve)
+    except UsageError as error:
+        return _fail(2, error)
+    except KafscaleError as error:
+        return _fail(1, error)
+    except BrokenPipeError:
+        # The reader of our output (`kafscale config | head`) has gone. Nothing may be flushed to it at exit either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        return 1
+
+
+def _run(arguments: Sequence[str], environ: Mapping[str, str], serve: Serve) -> int:
+    parser = _parser()
+    given, rest = parser.parse_known_args(arguments)
+    if given.help:
+        parser.print_help()
+        return 0
+    command = _command(rest)
+    if given.version or command == "version":
+        print(f"kafscale {kafscale.__version__}")
+        return 0
+    if command is None:
+        raise UsageError(f"no command given; say one of {', '.join(COMMANDS)}, or --help")
+    for name in ("json", "markdown"):
+        if getattr(given, name) and command != "config":
+            raise UsageError(f"--{name} belongs to the command config")
+    if given.markdown:
+        return _print_markdown()
+    flags = {d.name: text for d in DECLARATIONS if (text := getattr(given, d.name, None)) is not None}
+    resolved = resolve(flags, environ, given.config)
+    for warning in resolved.warnings:
+        print(f"kafscale: warning: {_one_line(warning)}", file=sys.stderr)
+    return serve(resolved) if command == "serve" else _print_settings(resolved, as_json=given.json)
+
+
+def _serve(resolved: Resolved) -> int:
+    from supervisor.main import run as run_supervisor
+
+    return run_supervisor(resolved.settings, resolved.sources)
+
+
+def _print_settings(resolved: Resolved, *, as_json: bool) -> int:
+    from kafscale.config import listing
+
+    if as_json:
+        text = listing.as_json(DECLARATIONS, resolved.settings, resolved.sources).decode()
+    else:
+        text = listing.as_table(DECLARATIONS, resolved.settings, resolved.sources)
+    sys.stdout.write(text)
+    sys.stdout.flush()
+    return 0
+
+
+def _print_markdown() -> int:
+    from kafscale.config import listing
+
+    sys.stdout.write(listing.as_markdown())
+    sys.stdout.flush()
+    return 0
+
+
+def _command(rest: Sequence[str]) -> str | None:
+    """The one command among the words that are no known flags."""
+    command: str | None = None
+    for word in rest:
+        if word.startswith("-"):
+            flag = word.split("=", 1)[0]
+            known = [*_OTHER_FLAGS, CONFIG_FLAG, *(d.flag for d in DECLARATIONS if d.flag is not None)]
+            raise UsageError(f"unknown flag {_one_line(flag)}{hint(flag, known)}")
+        if command is not None:
+            raise UsageError(f"unexpected word {_one_line(word)} after the command {command}")
+        if word not in COMMANDS:
+            raise UsageError(f"unknown command {_one_line(word)}{hint(word, COMMANDS)}")
+        command = word
+    return command
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse that raises its complaints, and takes flags before and after the command."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message.removeprefix("argument "))
+
+
+def _parser() -> _Parser:
+    parser = _Parser(
+        prog="kafscale",
+        usage=_USAGE,
+        description="A Kafka-protocol broker.\n\n" + "\n".join(f"  {name:9}{text}" for name, text in COMMANDS.items()),
+        epilog="Every flag is also a variable (--data-dir: KAFSCALE_DATA_DIR) and a key of the TOML file (data_dir).",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        add_help=False,
+    )
+    parser.add_argument("-h", "--help", action="store_true", help="print this")
+    parser.add_argument("--version", action="store_true", help="print the version")
+    parser.add_argument("--json", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--markdown", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument(CONFIG_FLAG, metavar="FILE", help=f"TOML file of settings (variable: {CONFIG_VARIABLE})")
+    group: argparse._ArgumentGroup | None = None
+    for declaration in DECLARATIONS:
+        if declaration.name in SECTIONS:
+            group = parser.add_argument_group(SECTIONS[declaration.name])
+        if declaration.flag is None or group is None:
+            continue
+        default = declaration.setting.auto or format_value(declaration, declaration.default)
+        text = f"{declaration.setting.help} ({default})".replace("%", "%%")
+        group.add_argument(declaration.flag, dest=declaration.name, metavar=declaration.metavar, help=text)
+    return parser
+
+
+def _one_line(text: str) -> str:
+    """The text as a single line that cannot command the terminal."""
+    return text if text.isprintable() else repr(text)
+
+
+def _fail(code: int, error: Exception) -> int:
+    sys.stdout.flush()
+    print(f"kafscale: {_one_line(str(error))}", file=sys.stderr)
+    return code
