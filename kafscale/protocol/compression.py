@@ -71,7 +71,7 @@ def compress(codec: int, payload: Buffer) -> bytes:
     if codec == SNAPPY:
         return _compress_xerial(payload)
     if codec == LZ4:
-        return bytes(lz4.frame.compress(payload, store_size=False))
+        return bytes(lz4.frame.compress(payload, store_size=False, block_linked=False))  # Java reads no linked blocks
     if codec == ZSTD:
         return zstandard.ZstdCompressor().compress(payload)
     raise _unknown(codec)
