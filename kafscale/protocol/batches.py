@@ -137,7 +137,8 @@ def check_produced(
     """Checks what a client produced for one partition: exactly one good batch. Returns its header.
 
     `buffer` is the records field of Produce `version`; `max_bytes` the topic's max.message.bytes, header included. The
-    timestamp limits are those of the topic; pass `NO_LIMIT` for both where it is set to LogAppendTime. Order and codes
+    timestamp limits are those of the topic; pass `NO_LIMIT` for both where it is set to LogAppendTime. Compressed records
+    may grow to `max_decompressed_bytes`, or more for a large batch (`compression.decompressed_limit`). Order and codes
     are those of Kafka's ProduceRequest.validateRecords, UnifiedLog and LogValidator. Raises `Invalid`.
     """
     size = len(buffer)
@@ -270,10 +271,11 @@ def _check_compressed(buffer: memoryview, header: BatchHeader, version: int, max
             f"zstd needs Produce version {FIRST_ZSTD_PRODUCE_VERSION} or later, this is {version}",
         )
     payload = buffer[HEADER_BYTES:]
-    bound = min(max_decompressed_bytes, len(payload) * compression.MAX_RATIO[codec])
-    if header.record_count * MIN_RECORD_BYTES > bound:
-        _refuse_count(header, bound)
-    compression.check_bounded(codec, payload, max_decompressed_bytes)
+    limit = compression.decompressed_limit(len(buffer), max_decompressed_bytes)
+    reach = min(limit, len(payload) * compression.MAX_RATIO[codec])
+    if header.record_count * MIN_RECORD_BYTES > reach:
+        _refuse_count(header, reach)
+    compression.check_bounded(codec, payload, limit)
 
 
 def stamp(buffer: bytearray | memoryview, base_offset: int, leader_epoch: int, position: int = 0) -> None:

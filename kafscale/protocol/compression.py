@@ -33,6 +33,8 @@ ZSTD: Final = 4
 # and kafka-python count uncompressed bytes against their 1 MB (16 KB) limits, and a Java client, whose 16 KB batch.size
 # counts estimated compressed bytes, would need a ratio of 4096; it splits its batch when told MESSAGE_TOO_LARGE.
 MAX_DECOMPRESSED_BYTES: Final = 64 * 1024 * 1024
+# A batch of more than 4 MiB, for a topic that takes such, may grow by this factor instead.
+MAX_DECOMPRESSED_RATIO: Final = 16
 
 # What one compressed byte can become at most, by codec. DEFLATE: 258 bytes per two one-bit codes. Snappy: 64 bytes per
 # three-byte copy. LZ4: 255 per length byte. zstd: an RLE block, 128 KiB in four bytes.
@@ -62,6 +64,11 @@ _le64 = Struct("<Q").unpack_from
 _be32 = Struct(">i").unpack_from
 
 
+def decompressed_limit(size: int, least: int = MAX_DECOMPRESSED_BYTES) -> int:
+    """What a batch of `size` bytes may grow to, when it is produced and whenever it is opened later."""
+    return max(least, size * MAX_DECOMPRESSED_RATIO)
+
+
 def compress(codec: int, payload: Buffer) -> bytes:
     """`payload` compressed as Java clients do it (snappy in xerial framing). Raises `Invalid` on an unknown codec."""
     if codec == NONE:
@@ -81,7 +88,7 @@ def decompress(codec: int, payload: Buffer, max_bytes: int) -> bytes:
     """All of `payload`, decompressed. Raises `Invalid`.
 
     MESSAGE_TOO_LARGE when it is more than `max_bytes`, found before more than that and a chunk are allocated;
-    CORRUPT_MESSAGE when it is not what the codec says, or stops short; UNSUPPORTED_COMPRESSION_TYPE for no known codec.
+    INVALID_RECORD when it is not what the codec says, or stops short; UNSUPPORTED_COMPRESSION_TYPE for no known codec.
     """
     if not len(payload) and codec:
         raise _damaged("they stop short")
@@ -128,7 +135,8 @@ def _too_large(max_bytes: int) -> Invalid:
 
 
 def _damaged(what: str) -> Invalid:
-    return Invalid(ErrorCode.CORRUPT_MESSAGE, f"compressed records are damaged: {what}")
+    # The batch's CRC matched, so the client compressed it so: CORRUPT_MESSAGE would have it try again for ever.
+    return Invalid(ErrorCode.INVALID_RECORD, f"compressed records are damaged: {what}")
 
 
 def _unknown(codec: int) -> Invalid:
@@ -187,12 +195,12 @@ def _walk_snappy(payload: memoryview) -> Iterator[tuple[int, int]]:
 
 def _snappy_blocks(payload: memoryview) -> Iterator[memoryview]:
     """The bare blocks of a payload: the chunks of snappy-java's (xerial) stream, or all of it, as librdkafka sends."""
-    if bytes(payload[:8]) != _XERIAL_MAGIC:
+    if not _is_xerial(payload, 0):
         yield payload
         return
     position, end = _XERIAL_HEADER_BYTES, len(payload)
     while position < end:
-        if bytes(payload[position : position + 8]) == _XERIAL_MAGIC:  # streams one after the other
+        if payload[position] == _XERIAL_MAGIC[0] and _is_xerial(payload, position):  # one stream behind another
             position += _XERIAL_HEADER_BYTES
             continue
         (size,) = _be32(payload, position)
@@ -203,8 +211,12 @@ def _snappy_blocks(payload: memoryview) -> Iterator[memoryview]:
         position += size
 
 
+def _is_xerial(payload: memoryview, position: int) -> bool:
+    return bytes(payload[position : position + len(_XERIAL_MAGIC)]) == _XERIAL_MAGIC
+
+
 def _snappy_length(block: memoryview) -> int:
-    """The length of the decompressed block, a varint at its start. Believed only where snappy can reach it."""
+    """The length of the decompressed block, a varint at its start: what snappy's readers allocate, true or not."""
     length = shift = 0
     for index in range(5):
         byte = block[index]
@@ -214,8 +226,6 @@ def _snappy_length(block: memoryview) -> int:
         shift += 7
     else:
         raise _damaged("snappy length is no varint")
-    if length > len(block) * MAX_RATIO[SNAPPY]:
-        raise _damaged(f"snappy block of {len(block)} bytes claims {length}")
     return length
 
 
@@ -361,6 +371,8 @@ def _unsnappy(payload: memoryview, max_bytes: int) -> Iterator[Buffer]:
             length = _snappy_length(block)
             if length > max_bytes:
                 raise _too_large(max_bytes)
+            if length > len(block) * MAX_RATIO[SNAPPY]:
+                raise _damaged(f"snappy block of {len(block)} bytes claims {length}")
             out = bytearray(length)
             if cramjam.snappy.decompress_raw_into(block, out) != length:
                 raise _damaged("snappy block is shorter than it says")

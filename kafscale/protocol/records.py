@@ -29,8 +29,11 @@ class Record(NamedTuple):
     headers: tuple[tuple[bytes, bytes | None], ...]
 
 
-def iterate_records(batch: Buffer, max_bytes: int = compression.MAX_DECOMPRESSED_BYTES) -> Iterator[Record]:
-    """The records of the one batch in `batch`, in order, decompressed to `max_bytes` at most. Raises `Invalid`."""
+def iterate_records(batch: Buffer, max_bytes: int | None = None) -> Iterator[Record]:
+    """The records of the one batch in `batch`, in order, decompressed to `max_bytes` at most. Raises `Invalid`.
+
+    Without `max_bytes`, here and below, the bound is the one under which a batch of this size was produced.
+    """
     header, payload = _open(batch, max_bytes)
     for offset, timestamp_ms, position, end in _walk(header, payload):
         key, position = _read_bytes(payload, position, end)
@@ -50,9 +53,7 @@ def iterate_records(batch: Buffer, max_bytes: int = compression.MAX_DECOMPRESSED
         yield Record(offset, timestamp_ms, key, value, tuple(headers))
 
 
-def first_record_at_or_after(
-    batch: Buffer, timestamp_ms: int, max_bytes: int = compression.MAX_DECOMPRESSED_BYTES
-) -> tuple[int, int] | None:
+def first_record_at_or_after(batch: Buffer, timestamp_ms: int, max_bytes: int | None = None) -> tuple[int, int] | None:
     """Offset and timestamp of the first record with this timestamp or a later one, or None. Raises `Invalid`."""
     header = read_header(batch)
     if header.is_log_append_time and header.max_timestamp < timestamp_ms:
@@ -64,7 +65,7 @@ def first_record_at_or_after(
     return None
 
 
-def max_timestamp_record(batch: Buffer, max_bytes: int = compression.MAX_DECOMPRESSED_BYTES) -> tuple[int, int] | None:
+def max_timestamp_record(batch: Buffer, max_bytes: int | None = None) -> tuple[int, int] | None:
     """Offset and timestamp of the first record with the largest timestamp; None if no record has one.
 
     Under LogAppendTime all are alike, and it is the base offset, as Kafka has it since 3.8. Raises `Invalid`.
@@ -80,9 +81,7 @@ def max_timestamp_record(batch: Buffer, max_bytes: int = compression.MAX_DECOMPR
     return largest
 
 
-def check_records(
-    batch: Buffer, *, keys_required: bool = False, max_bytes: int = compression.MAX_DECOMPRESSED_BYTES
-) -> int:
+def check_records(batch: Buffer, *, keys_required: bool = False, max_bytes: int | None = None) -> int:
     """Opens all of a produced batch and checks each record, as LogValidator does. Returns the largest timestamp.
 
     For topics that need it: compacted ones (`keys_required`), and batches that lack their max timestamp. Raises
@@ -104,12 +103,14 @@ def _damaged(what: str) -> Invalid:
     return Invalid(ErrorCode.INVALID_RECORD, f"records are damaged: {what}")
 
 
-def _open(batch: Buffer, max_bytes: int) -> tuple[BatchHeader, bytes]:
+def _open(batch: Buffer, max_bytes: int | None) -> tuple[BatchHeader, bytes]:
     """Header and uncompressed records. A copy even where nothing is compressed: bytes are read fastest."""
     header = read_header(batch)
     if len(batch) != header.size_bytes:
         raise _damaged(f"batch says {header.size_bytes} bytes, {len(batch)} are there")
     payload = memoryview(batch)[HEADER_BYTES:]
+    if max_bytes is None:
+        max_bytes = compression.decompressed_limit(len(batch))
     return header, compression.decompress(header.codec, payload, max_bytes)
 
 

@@ -55,7 +55,7 @@ class Segment(NamedTuple):
 
 
 class SegmentIndex(NamedTuple):
-    """An entry every `interval` records or so: the offset of a batch's first record, and where in the file it begins."""
+    """An entry every `interval` records or so: the offset of a batch's first record, and where in the file it is."""
 
     interval: int
     offsets: list[int]
