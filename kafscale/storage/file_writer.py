@@ -1,0 +1,152 @@
+"""How bytes get into a new file at the least cost in CPU.
+
+It owns the choice between the page cache and O_DIRECT, and the aligned buffers that O_DIRECT needs. Everything here
+blocks. It must not know of keys or folders.
+
+Measured in tests/bench/local_store.py: a large write through the page cache costs 0.25 CPU-s per GB while its pages can
+be recycled, and five times that in memory the kernel must find first. O_DIRECT from a reused buffer costs 0.13, and
+0.05 straight from a caller's page-aligned buffer. Small writes are cheaper through the page cache.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import mmap
+import os
+import threading
+from collections.abc import Iterator, Sequence
+
+from kafscale.storage.store import Buffer
+
+DIRECT_FROM_BYTES = 256 << 10
+SCRATCH_BYTES = 1 << 20
+# Every device in use takes multiples of a page; some take smaller ones.
+_ALIGNMENT = 4096
+# A caller's buffer shorter than this is copied: pinning its pages would cost as much.
+_STRAIGHT_FROM_BYTES = 64 << 10
+_SMALL_PART_BYTES = 8 << 10
+_JOINED_BYTES = 64 << 10
+_MAX_PARTS = os.sysconf("SC_IOV_MAX")
+
+
+class DirectRefused(Exception):
+    """The file system does not do O_DIRECT, or not for this write."""
+
+
+class FileWriter:
+    """Writes whole files, from any number of threads, each with a scratch buffer of its own."""
+
+    def __init__(self) -> None:
+        self._direct = True
+        self._scratch = threading.local()
+
+    def write(self, descriptor: int, parts: Sequence[Buffer]) -> None:
+        """Fill the new, empty file with the concatenation of `parts`. Raises OSError."""
+        views = list(_coalesced(parts))
+        size = sum(view.nbytes for view in views)
+        if self._direct and size >= DIRECT_FROM_BYTES:
+            try:
+                self._write_direct(descriptor, views, size)
+            except DirectRefused:
+                self._direct = False
+                os.ftruncate(descriptor, 0)
+                os.lseek(descriptor, 0, os.SEEK_SET)
+            else:
+                return
+        _write_buffered(descriptor, views)
+
+    def _write_direct(self, descriptor: int, views: Sequence[memoryview], size: int) -> None:
+        flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
+        try:
+            fcntl.fcntl(descriptor, fcntl.F_SETFL, flags | os.O_DIRECT)
+        except OSError as error:
+            raise DirectRefused from error
+        try:
+            self._write_aligned(descriptor, views)
+        finally:
+            fcntl.fcntl(descriptor, fcntl.F_SETFL, flags)
+        if size % _ALIGNMENT:
+            os.ftruncate(descriptor, size)
+
+    def _write_aligned(self, descriptor: int, views: Sequence[memoryview]) -> None:
+        """Everything, the last write rounded up to the alignment (what it adds is cut off by the caller)."""
+        scratch = self._scratch_buffer()
+        filled = 0
+        for view in views:
+            taken = 0
+            while taken < view.nbytes:
+                straight = (view.nbytes - taken) // _ALIGNMENT * _ALIGNMENT
+                if filled == 0 and straight >= _STRAIGHT_FROM_BYTES and _is_aligned(view[taken:]):
+                    _write_block(descriptor, view[taken : taken + straight])
+                    taken += straight
+                    continue
+                length = min(view.nbytes - taken, SCRATCH_BYTES - filled)
+                scratch[filled : filled + length] = view[taken : taken + length]
+                filled += length
+                taken += length
+                if filled == SCRATCH_BYTES:
+                    _write_block(descriptor, scratch)
+                    filled = 0
+        if filled:
+            _write_block(descriptor, scratch[: -(-filled // _ALIGNMENT) * _ALIGNMENT])
+
+    def _scratch_buffer(self) -> memoryview:
+        scratch: memoryview | None = getattr(self._scratch, "buffer", None)
+        if scratch is None:
+            # Anonymous maps begin at a page, and stay where they are.
+            scratch = self._scratch.buffer = memoryview(mmap.mmap(-1, SCRATCH_BYTES))
+        return scratch
+
+
+def _coalesced(parts: Sequence[Buffer]) -> Iterator[memoryview]:
+    """The same bytes in fewer parts: joining many small ones costs less than looking at each again."""
+    small: list[Buffer] = []
+    held = 0
+    for part in parts:
+        length = part.nbytes if isinstance(part, memoryview) else len(part)
+        if length < _SMALL_PART_BYTES:
+            small.append(part)
+            held += length
+            if held < _JOINED_BYTES:
+                continue
+        if held:
+            yield memoryview(b"".join(small))
+            small.clear()
+            held = 0
+        if length >= _SMALL_PART_BYTES:
+            yield memoryview(part).cast("B")
+    if held:
+        yield memoryview(b"".join(small))
+
+
+def _is_aligned(view: memoryview) -> bool:
+    if view.readonly:
+        return False  # Its address can't be had from Python.
+    return ctypes.addressof(ctypes.c_char.from_buffer(view)) % _ALIGNMENT == 0
+
+
+def _write_block(descriptor: int, view: memoryview) -> None:
+    position = 0
+    while position < view.nbytes:
+        try:
+            written = os.write(descriptor, view[position:])
+        except OSError as error:
+            if error.errno == errno.EINVAL:
+                raise DirectRefused from error
+            raise
+        if written % _ALIGNMENT:
+            raise DirectRefused  # Cut short within a block, so that no aligned write can follow.
+        position += written
+
+
+def _write_buffered(descriptor: int, views: Sequence[memoryview]) -> None:
+    for first in range(0, len(views), _MAX_PARTS):
+        group = list(views[first : first + _MAX_PARTS])
+        while group:
+            written = os.writev(descriptor, group)
+            while group and written >= group[0].nbytes:
+                written -= group.pop(0).nbytes
+            if group:
+                group[0] = group[0][written:]
