@@ -1,0 +1,114 @@
+"""The metrics page: all workers' blocks and the supervisor's own figures as Prometheus text.
+
+The only file that imports prometheus_client. Reads blocks, writes none; serves no HTTP.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+import kafscale
+from kafscale.metrics import LAYOUT, MetricsBlock, label_sets
+from kafscale.metrics import Metric as Declared
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+
+
+@dataclass
+class WorkerFigures:
+    """What the supervisor knows of one worker index, over all its incarnations."""
+
+    up: bool = False
+    restarts: int = 0
+    hung_kills: int = 0
+
+
+@dataclass
+class SupervisorMetrics:
+    """The supervisor's own figures; it alone writes them. `workers` is keyed by worker index."""
+
+    broker_id: int
+    workers: dict[int, WorkerFigures] = field(default_factory=dict)
+    cluster_version: int = 0
+    ready: bool = False
+
+    def worker(self, index: int) -> WorkerFigures:
+        """The figures of a worker, made on first use."""
+        return self.workers.setdefault(index, WorkerFigures())
+
+
+def render(blocks: Mapping[int, MetricsBlock], supervisor: SupervisorMetrics) -> bytes:
+    """The page, in the text format 0.0.4. `blocks` is keyed by worker index."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Collector({str(index): block.snapshot() for index, block in blocks.items()}, supervisor))
+    return generate_latest(registry)
+
+
+class _Collector(Collector):
+    def __init__(self, snapshots: Mapping[str, list[int]], supervisor: SupervisorMetrics) -> None:
+        self._snapshots = snapshots
+        self._supervisor = supervisor
+
+    def describe(self) -> Iterable[Metric]:
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        summed = {"": [sum(cells) for cells in zip(*self._snapshots.values(), strict=True)]} if self._snapshots else {}
+        for declared in LAYOUT:
+            yield _family(declared, self._snapshots if declared.per_worker else summed)
+        yield from _supervisor_families(self._supervisor)
+
+
+def _family(declared: Declared, snapshots: Mapping[str, list[int]]) -> Metric:
+    worker_label = ["worker"] if declared.per_worker else []
+    if declared.kind == "histogram":
+        histogram = HistogramMetricFamily(declared.name, declared.help, labels=worker_label)
+        for worker, cells in snapshots.items():
+            histogram.add_metric([worker] * len(worker_label), *_buckets(declared, cells))
+        return histogram
+    family_type = CounterMetricFamily if declared.kind == "counter" else GaugeMetricFamily
+    family = family_type(declared.name, declared.help, labels=[*worker_label, *declared.labels])
+    for worker, cells in snapshots.items():
+        for offset, values in enumerate(label_sets(declared)):
+            cell = cells[declared + offset]
+            if cell or not declared.sparse:
+                value = cell if declared.scale == 1.0 else cell * declared.scale
+                family.add_metric([*[worker] * len(worker_label), *values], value)
+    return family
+
+
+def _buckets(declared: Declared, cells: list[int]) -> tuple[list[tuple[str, float]], float]:
+    """Cumulative counts by upper bound, and the sum, both in base units."""
+    count = 0
+    buckets: list[tuple[str, float]] = []
+    for offset in range(len(declared.bounds) + 1):
+        count += cells[declared + offset]
+        bound = f"{declared.bounds[offset] * declared.scale:.9g}" if offset < len(declared.bounds) else "+Inf"
+        buckets.append((bound, count))
+    return buckets, cells[declared + len(declared.bounds) + 1] * declared.scale
+
+
+def _supervisor_families(figures: SupervisorMetrics) -> Iterator[Metric]:
+    up = GaugeMetricFamily("kafscale_worker_up", "Whether the worker process serves.", labels=["worker"])
+    restarts = CounterMetricFamily("kafscale_worker_restarts_total", "Workers replaced.", labels=["worker"])
+    hung = CounterMetricFamily(
+        "kafscale_worker_hung_kills_total", "Workers killed because they no longer answered.", labels=["worker"]
+    )
+    for index, worker in sorted(figures.workers.items()):
+        up.add_metric([str(index)], float(worker.up))
+        restarts.add_metric([str(index)], worker.restarts)
+        hung.add_metric([str(index)], worker.hung_kills)
+    yield from (up, restarts, hung)
+    yield GaugeMetricFamily("kafscale_ready", "Whether /readyz says ready.", value=float(figures.ready))
+    yield GaugeMetricFamily(
+        "kafscale_cluster_version", "Latest version of the cluster log known.", value=figures.cluster_version
+    )
+    build = GaugeMetricFamily("kafscale_build_info", "What runs here.", labels=["version", "python", "broker_id"])
+    build.add_metric([kafscale.__version__, platform.python_version(), str(figures.broker_id)], 1)
+    yield build
