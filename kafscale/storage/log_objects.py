@@ -14,8 +14,8 @@ All numbers are big-endian. A group of a data table begins with a kind byte:
     2 log start offset  topic id 16, partition i32, leader epoch i32, offset i64
     3 release           slot i32, epoch i32
 
-The header's checkpoint number lets whoever takes over find the newest checkpoint from the newest object alone. Body bytes
-carry their own CRC32C per batch; the table's is in the footer. Damage raises Corrupt, naming key and place.
+The header's checkpoint number lets whoever takes over find the newest checkpoint from the newest object alone. Body
+bytes carry their own CRC32C per batch; the table's is in the footer. Damage raises Corrupt, naming key and place.
 """
 
 from __future__ import annotations
@@ -106,8 +106,8 @@ class ManifestPlace(msgspec.Struct, frozen=True, array_like=True, gc=False):
 class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
     """Where the manifest of every owned slot lies, as of everything below `covered`.
 
-    Replay begins at sequence `covered`. `given_up` names this worker's own objects that no manifest needs any more: once
-    this checkpoint counts they may be deleted.
+    Replay begins at sequence `covered`. `given_up` names this worker's own objects that no manifest needs any more:
+    once this checkpoint counts they may be deleted.
     """
 
     covered: int

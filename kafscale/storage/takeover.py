@@ -54,15 +54,15 @@ READS_AT_ONCE = 16
 
 
 class LogEnd(msgspec.Struct, frozen=True):
-    """How far a log goes: objects in [replay_from, end) count and are to be replayed onto `checkpoint` (None: onto
-    nothing). Where it is not `sealed`, `end` is the lowest free number and means nothing yet."""
+    """How far a log goes: `objects`, numbers `replay_from` up to `end` (exclusive), count and are to be replayed onto
+    `checkpoint` (None: onto nothing). Where it is not `sealed`, `end` is the lowest free number and means nothing yet."""
 
     log_id: str
     sealed: bool
     end: int
     replay_from: int
     checkpoint: Checkpoint | None
-    checkpoint_sequence: int
+    objects: list[LogObject]
 
 
 class LogObject(msgspec.Struct, frozen=True):
@@ -157,14 +157,18 @@ async def find_end(reader: LogReader, log_id: str) -> LogEnd:
     if found is not None:
         checkpoint_sequence, checkpoint = found
     number = replay_from = checkpoint.covered if checkpoint is not None else 0
+    walked: list[LogObject] = []
     while True:
         window = await asyncio.gather(*(reader.read(log_id, number + i) for i in range(READS_AT_ONCE)))
         for entry in window:
             if entry is None or entry.seal is not None:
-                return LogEnd(log_id, entry is not None, number, replay_from, checkpoint, checkpoint_sequence)
+                return LogEnd(log_id, entry is not None, number, replay_from, checkpoint, walked)
             if entry.checkpoint is not None and number > checkpoint_sequence:
                 # Everything from its covered sequence up to here has been walked: it counts.
-                checkpoint, checkpoint_sequence, replay_from = entry.checkpoint, number, entry.checkpoint.covered
+                checkpoint, checkpoint_sequence = entry.checkpoint, number
+                del walked[: checkpoint.covered - replay_from]
+                replay_from = checkpoint.covered
+            walked.append(entry)
             number += 1
 
 

@@ -25,7 +25,6 @@ from kafscale.storage.log_objects import HEADER_BYTES, Kind, encode_header
 from kafscale.storage.planted import NO_BUGS, PlantedBugs
 from kafscale.storage.store import Buffer, ObjectStore, Purpose
 
-
 # Whoever seals tries twice as many numbers at once (`takeover.SEALS_AT_ONCE`), so that a busy owner can't outrun it.
 MAX_IN_FLIGHT = 4
 

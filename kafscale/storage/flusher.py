@@ -1,0 +1,299 @@
+"""From appended batches to durable objects: what is in the open flush, when it is written, and who is told.
+
+Owns the open flush, the flushes that are full and wait for their turn, and the order of commits. A flush becomes ONE
+data object with the batches of all partitions, grouped by partition. What must always hold: batches are committed to
+their partitions in the order in which they were appended; nothing is answered before its flush is durable; an object is
+never written for nothing. If the log is fenced, no flush that is not durable is ever committed or answered.
+
+When to write: with an interval (object storage), when the open flush is full or its oldest batch is that old; without
+one (a local directory), as soon as nothing is in flight, with a least interval between flushes once they come fast.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from kafscale.clock import Clock, Timer
+from kafscale.protocol.batches import BatchHeader
+from kafscale.storage.extents import Extent
+from kafscale.storage.keys import Keys
+from kafscale.storage.log_objects import (
+    BATCHES_GROUP,
+    HEADER_BYTES,
+    LOG_START_GROUP,
+    RELEASE_GROUP,
+    GroupKind,
+    Kind,
+    encode_footer,
+)
+from kafscale.storage.partition import PartitionLog, PendingExtent
+from kafscale.storage.planted import NO_BUGS, PlantedBugs
+from kafscale.storage.store import Buffer, Purpose
+from kafscale.storage.tail_cache import TailCache
+from kafscale.storage.worker_log import MAX_IN_FLIGHT, WorkerLog
+
+# Batches up to this size are copied together, so that a later fetch finds them in one piece.
+JOIN_BELOW_BYTES = 16 * 1024
+
+
+class FlushPolicy(msgspec.Struct, frozen=True, kw_only=True):
+    """When to write. `interval_s` None: as soon as nothing is in flight, at most once in `least_interval_s`."""
+
+    flush_bytes: int
+    interval_s: float | None
+    least_interval_s: float = 0.0015
+    max_in_flight: int = MAX_IN_FLIGHT
+
+
+class Flush:
+    """One data object in the making."""
+
+    __slots__ = ("answers", "bytes", "durable", "extents", "log_starts", "number", "opened_at", "releases", "sequence")
+
+    def __init__(self, number: int, opened_at: float) -> None:
+        self.number = number
+        self.opened_at = opened_at
+        self.sequence = -1
+        self.durable = False
+        self.bytes = 0
+        self.extents: dict[PartitionLog, PendingExtent] = {}
+        self.log_starts: dict[PartitionLog, int] = {}
+        self.releases: list[tuple[int, int]] = []
+        # Called, in order, once the flush is durable and committed.
+        self.answers: list[Callable[[], None]] = []
+
+    def is_empty(self) -> bool:
+        return not (self.extents or self.log_starts or self.releases)
+
+
+class Flusher:
+    """Collects appends into flushes and writes them to the worker's log."""
+
+    def __init__(
+        self,
+        log: WorkerLog,
+        keys: Keys,
+        clock: Clock,
+        policy: FlushPolicy,
+        tail: TailCache,
+        on_flushed: Callable[[Flush, float], None],
+        bugs: PlantedBugs = NO_BUGS,
+    ) -> None:
+        self._log = log
+        self._keys = keys
+        self._clock = clock
+        self._policy = policy
+        self._tail = tail
+        self._on_flushed = on_flushed
+        self._bugs = bugs
+        self._opened = 0
+        self._open = self._new_flush()
+        self._full: deque[Flush] = deque()
+        self._checkpoint: tuple[Callable[[bytes], Sequence[Buffer]], Callable[[int], None]] | None = None
+        self._timer: Timer | None = None
+        self._submitted_at = 0.0
+        # Bytes appended and not durable yet: what callers bound.
+        self.pending_bytes = 0
+
+    # Appending
+
+    def append(
+        self, partition: PartitionLog, batch: bytearray | memoryview, header: BatchHeader, now_ms: int
+    ) -> tuple[int, Flush]:
+        """Append one checked batch. Returns its base offset and the flush that will make it durable."""
+        flush = self._open
+        if flush.bytes >= self._policy.flush_bytes:
+            self._full.append(flush)
+            flush = self._open = self._new_flush()
+        pending = flush.extents.get(partition)
+        if pending is None:
+            if not flush.extents:
+                flush.opened_at = self._clock.monotonic()
+            pending = flush.extents[partition] = PendingExtent(partition.next_offset)
+        base_offset = partition.append(pending, batch, header, now_ms)
+        length = len(batch)
+        flush.bytes += length
+        self.pending_bytes += length
+        partition.last_flush = flush
+        if self._timer is None or flush.bytes >= self._policy.flush_bytes:
+            self._schedule()
+        return base_offset, flush
+
+    def raise_log_start(self, partition: PartitionLog, offset: int) -> Flush:
+        """Raise the partition's log start offset, durably; it takes effect when the flush is."""
+        self._open.log_starts[partition] = max(offset, self._open.log_starts.get(partition, 0))
+        partition.last_flush = self._open
+        self._schedule()
+        return self._open
+
+    def release(self, slot: int, epoch: int) -> Flush:
+        """Give a slot up, durably: nothing of it may be appended after this."""
+        self._open.releases.append((slot, epoch))
+        self._schedule()
+        return self._open
+
+    def checkpoint(self, build: Callable[[bytes], Sequence[Buffer]], on_durable: Callable[[int], None]) -> None:
+        """Write a checkpoint as the next object. One at a time. `on_durable` gets its sequence number."""
+        assert self._checkpoint is None
+        self._checkpoint = (build, on_durable)
+        self._pump()
+
+    def barrier(self) -> Flush | None:
+        """The newest flush that holds anything, or None when everything appended is durable."""
+        if not self._open.is_empty():
+            return self._open
+        return self._full[-1] if self._full else None
+
+    def oldest_age(self) -> float:
+        """Seconds that the oldest batch that waits in memory has waited; 0 when none does."""
+        oldest = self._full[0] if self._full else self._open
+        return 0.0 if oldest.is_empty() else self._clock.monotonic() - oldest.opened_at
+
+    # Writing
+
+    def _new_flush(self) -> Flush:
+        self._opened += 1
+        return Flush(self._opened, self._clock.monotonic())
+
+    def _schedule(self) -> None:
+        """See to it that the open flush is written in time."""
+        flush = self._open
+        if flush.bytes >= self._policy.flush_bytes or self._full:
+            self._pump()
+            return
+        if self._timer is not None:
+            return
+        now = self._clock.monotonic()
+        interval = self._policy.interval_s
+        if interval is None:
+            if self._log.in_flight:
+                return  # the next confirmation pumps
+            wait = max(0.0, self._submitted_at + self._policy.least_interval_s - now)
+        else:
+            wait = max(0.0, flush.opened_at + interval - now)
+        self._timer = self._clock.call_later(wait, self._due)
+
+    def _due(self) -> None:
+        self._timer = None
+        if not self._open.is_empty():
+            if self._policy.interval_s is None and self._log.in_flight:
+                return
+            self._full.append(self._open)
+            self._open = self._new_flush()
+        self._pump()
+
+    def _pump(self) -> None:
+        """Write what is ready, as far as the window goes."""
+        log = self._log
+        while log.fenced is None and log.in_flight < self._policy.max_in_flight:
+            if self._checkpoint is not None:
+                build, on_durable = self._checkpoint
+                self._checkpoint = None
+                self._submit_checkpoint(build, on_durable)
+            elif self._full:
+                self._submit(self._full.popleft())
+            elif self._open.bytes >= self._policy.flush_bytes:
+                flush, self._open = self._open, self._new_flush()
+                self._submit(flush)
+            else:
+                break
+
+    def _submit_checkpoint(self, build: Callable[[bytes], Sequence[Buffer]], on_durable: Callable[[int], None]) -> None:
+        sequence = self._log.next_sequence
+
+        def durable() -> None:
+            on_durable(sequence)
+            self._after_confirmation()
+
+        self._log.submit(Kind.CHECKPOINT, build, durable, Purpose.CHECKPOINT)
+
+    def _submit(self, flush: Flush) -> None:
+        self._submitted_at = self._clock.monotonic()
+        placed: list[tuple[PartitionLog, Extent]] = []
+        sequence = self._log.next_sequence
+        key = self._keys.log(self._log.log_id, sequence)
+
+        def build(header: bytes) -> Sequence[Buffer]:
+            return _lay_out(flush, header, key, placed)
+
+        flush.sequence = sequence
+        self._log.submit(Kind.DATA, build, lambda: self._commit(flush, placed), Purpose.FLUSH)
+
+    def _commit(self, flush: Flush, placed: list[tuple[PartitionLog, Extent]]) -> None:
+        woken: dict[Callable[[int], None], int] = {}
+        for partition, extent in placed:
+            partition.commit(extent)
+            if partition.last_flush is flush:
+                partition.last_flush = None
+            for waiter in partition.waiters:
+                woken[waiter] = woken.get(waiter, 0) + extent.length
+        for partition, offset in flush.log_starts.items():
+            partition.start_at(offset)
+            if partition.last_flush is flush:
+                partition.last_flush = None
+        flush.durable = True
+        self.pending_bytes -= flush.bytes
+        self._tail.add([extent for _, extent in placed], flush.bytes)
+        self._on_flushed(flush, self._clock.monotonic() - self._submitted_at)
+        for answer in flush.answers:
+            answer()
+        flush.answers.clear()
+        for waiter, added in woken.items():
+            waiter(added)
+        self._after_confirmation()
+
+    def _after_confirmation(self) -> None:
+        self._pump()
+        if not self._open.is_empty():
+            self._schedule()
+
+
+def _lay_out(flush: Flush, header: bytes, key: str, placed: list[tuple[PartitionLog, Extent]]) -> list[Buffer]:
+    """The parts of the data object; fills `placed` with where each partition's batches lie in it."""
+    parts: list[Buffer] = [header]
+    table = bytearray()
+    position = HEADER_BYTES
+    ordered = sorted(flush.extents.items(), key=lambda item: (item[0].topic_id, item[0].index))
+    for partition, pending in ordered:
+        views = _joined(pending)
+        table += BATCHES_GROUP.pack(
+            GroupKind.BATCHES, partition.topic_id, partition.index, partition.leader_epoch, position, pending.count
+        )
+        table += pending.rows
+        extent = Extent(
+            pending.base_offset, pending.last_offset, pending.max_timestamp, key, position, pending.bytes, views
+        )
+        placed.append((partition, extent))
+        parts.extend(views)
+        position += pending.bytes
+    for partition, offset in flush.log_starts.items():
+        table += LOG_START_GROUP.pack(
+            GroupKind.LOG_START_OFFSET, partition.topic_id, partition.index, partition.leader_epoch, offset
+        )
+    for slot, epoch in flush.releases:
+        table += RELEASE_GROUP.pack(GroupKind.RELEASE, slot, epoch)
+    parts.append(table)
+    parts.append(encode_footer(position, table))
+    return parts
+
+
+def _joined(pending: PendingExtent) -> list[Buffer]:
+    """The batches' bytes with neighbouring small ones copied together."""
+    if pending.count == 1:
+        return pending.views
+    views: list[Buffer] = []
+    small: list[Buffer] = []
+    for view in pending.views:
+        if len(view) <= JOIN_BELOW_BYTES:
+            small.append(view)
+            continue
+        if small:
+            views.append(b"".join(small))
+            small = []
+        views.append(view)
+    if small:
+        views.append(b"".join(small))
+    return views

@@ -1,0 +1,200 @@
+"""Taking slots over: the newest manifest of each, and what its log says after it. Reads only.
+
+The rule (DESIGN.md section 3): a slot is loaded only when every earlier log in its list has ended or has released that
+assignment; the manifest of the highest epoch counts; none found is an error, unless the list reaches back to the slot's
+first epoch. Replay is harmless where the manifest already knows: what lies below the high watermark is skipped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import msgspec
+
+from kafscale.clock import Clock
+from kafscale.errors import Corrupt, StoreUnavailable, StoreUnclear
+from kafscale.storage.extents import Extent
+from kafscale.storage.log_objects import BatchGroup, LogStart, ManifestPlace, Release
+from kafscale.storage.manifest import SlotManifest, decode_manifest
+from kafscale.storage.partition import EpochStart, PartitionLog
+from kafscale.storage.planted import NO_BUGS, PlantedBugs
+from kafscale.storage.store import ObjectStore, Purpose
+from kafscale.storage.takeover import LogEnd, LogReader, find_end
+
+FIRST_EPOCH = 1
+_ENDED_POLL_SECONDS = 0.05
+
+
+class Earlier(msgspec.Struct, frozen=True):
+    """An earlier assignment of a slot: the log that may hold its newest manifest, and the epoch it was given at."""
+
+    epoch: int
+    log_id: str
+
+
+class Replayed(msgspec.Struct, frozen=True):
+    """A group of rows to be applied after a manifest."""
+
+    key: str
+    created_ms: int
+    group: BatchGroup | LogStart
+
+
+class LoadedSlot(msgspec.Struct):
+    """What the store knows of a slot. `place` is where the manifest lies (None: the slot never held anything)."""
+
+    slot: int
+    place: ManifestPlace | None
+    manifest: SlotManifest | None
+    replay: list[Replayed]
+
+
+async def load_slots(
+    store: ObjectStore,
+    reader: LogReader,
+    clock: Clock,
+    earlier: Mapping[int, Sequence[Earlier]],
+    slot_of: Callable[[bytes, int], int],
+) -> dict[int, LoadedSlot]:
+    """Read every slot of `earlier` (slot → its earlier assignments, oldest first).
+
+    Waits until every log named there has ended or released what it was assigned. Raises Corrupt.
+    """
+    log_ids = sorted({assignment.log_id for assignments in earlier.values() for assignment in assignments})
+    ends = dict(zip(log_ids, await asyncio.gather(*(_ended(reader, clock, log_id) for log_id in log_ids)), strict=True))
+    chosen: dict[int, tuple[Earlier, ManifestPlace] | None] = {
+        slot: _choose(slot, assignments, ends) for slot, assignments in earlier.items()
+    }
+    manifests = await _read_manifests(store, clock, chosen)
+    replays = _replay(chosen, ends, slot_of)
+    loaded = {}
+    for slot, choice in chosen.items():
+        place = choice[1] if choice is not None and choice[1].key else None
+        loaded[slot] = LoadedSlot(slot, place, manifests.get(slot), replays[slot])
+    return loaded
+
+
+async def _ended(reader: LogReader, clock: Clock, log_id: str) -> LogEnd:
+    """The end of a log that someone else is ending: whoever assigned the slots has sealed it, or is about to."""
+    while True:
+        end = await find_end(reader, log_id)
+        if end.sealed:
+            return end
+        await clock.sleep(_ENDED_POLL_SECONDS)
+
+
+def _choose(
+    slot: int, assignments: Sequence[Earlier], ends: Mapping[str, LogEnd]
+) -> tuple[Earlier, ManifestPlace] | None:
+    """The assignment of the highest epoch whose log's checkpoint names the slot. Raises Corrupt."""
+    for assignment in reversed(assignments):
+        checkpoint = ends[assignment.log_id].checkpoint
+        place = checkpoint.slots.get(slot) if checkpoint is not None else None
+        if place is not None and place.epoch == assignment.epoch:
+            return assignment, place
+    if assignments and assignments[0].epoch != FIRST_EPOCH:
+        raise Corrupt(
+            f"slot {slot}: none of the logs {[a.log_id for a in assignments]} has a checkpoint that names it, though it"
+            f" was first assigned before epoch {assignments[0].epoch}; refusing to serve it as empty"
+        )
+    return None
+
+
+async def _read_manifests(
+    store: ObjectStore, clock: Clock, chosen: Mapping[int, tuple[Earlier, ManifestPlace] | None]
+) -> dict[int, SlotManifest]:
+    """The chosen manifests; those that lie in one object come with one GET."""
+    by_key: dict[str, list[tuple[int, ManifestPlace]]] = defaultdict(list)
+    for slot, choice in chosen.items():
+        if choice is not None and choice[1].key:
+            by_key[choice[1].key].append((slot, choice[1]))
+    manifests: dict[int, SlotManifest] = {}
+    for key, wanted in by_key.items():
+        start = min(place.position for _, place in wanted)
+        end = max(place.position + place.length for _, place in wanted)
+        while True:
+            try:
+                data = memoryview(await store.get_range(key, start, end - start, Purpose.RECOVERY))
+                break
+            except (StoreUnavailable, StoreUnclear):
+                await clock.sleep(_ENDED_POLL_SECONDS)
+        for slot, place in wanted:
+            piece = data[place.position - start : place.position - start + place.length]
+            manifest = decode_manifest(piece, f"{key} at {place.position}")
+            if manifest.slot != slot:
+                raise Corrupt(f"{key} at {place.position}: the manifest is slot {manifest.slot}'s, not {slot}'s")
+            manifests[slot] = manifest
+    return manifests
+
+
+def _replay(
+    chosen: Mapping[int, tuple[Earlier, ManifestPlace] | None],
+    ends: Mapping[str, LogEnd],
+    slot_of: Callable[[bytes, int], int],
+) -> dict[int, list[Replayed]]:
+    """What the chosen logs say after their checkpoints, per slot, in order."""
+    replays: dict[int, list[Replayed]] = {slot: [] for slot in chosen}
+    wanted: dict[str, dict[int, int]] = defaultdict(dict)
+    for slot, choice in chosen.items():
+        if choice is not None:
+            wanted[choice[0].log_id][slot] = choice[0].epoch
+    for log_id, epochs in wanted.items():
+        for entry in ends[log_id].objects:
+            for group in entry.groups or ():
+                if isinstance(group, Release):
+                    continue
+                slot = slot_of(group.topic_id, group.partition)
+                if epochs.get(slot) == group.leader_epoch:
+                    replays[slot].append(Replayed(entry.key, entry.header.created_ms, group))
+    return replays
+
+
+def apply_replay(partition: PartitionLog, replayed: Iterable[Replayed], bugs: PlantedBugs = NO_BUGS) -> None:
+    """Put a partition's groups of rows on top of its manifest. Raises Corrupt on a gap."""
+    for entry in replayed:
+        group = entry.group
+        if isinstance(group, LogStart):
+            partition.start_at(group.offset)
+        else:
+            _apply_batches(partition, entry.key, entry.created_ms, group, bugs)
+
+
+def _apply_batches(partition: PartitionLog, key: str, created_ms: int, group: BatchGroup, bugs: PlantedBugs) -> None:
+    position = group.position
+    extent: Extent | None = None
+    for base_offset, delta, length, max_timestamp, producer_id, producer_epoch, base_sequence, _ in group.rows:
+        if base_offset < partition.high_watermark:
+            position += length
+            continue
+        if base_offset != partition.high_watermark:
+            raise Corrupt(
+                f"{key}: partition {partition.topic}-{partition.index} goes on at offset {base_offset}, "
+                f"{partition.high_watermark} comes next"
+            )
+        newest = max_timestamp if max_timestamp >= 0 else created_ms
+        if extent is None:
+            extent = Extent(base_offset, base_offset + delta, newest, key, position, length)
+            if not partition.epochs or partition.epochs[-1].epoch < group.leader_epoch:
+                partition.epochs.append(EpochStart(group.leader_epoch, base_offset))
+        else:
+            extent.last_offset = base_offset + delta
+            extent.max_timestamp = max(extent.max_timestamp, newest)
+            extent.length += length
+        position += length
+        partition.high_watermark = partition.next_offset = base_offset + delta + 1
+        if producer_id >= 0 and not bugs.producer_state_lost:
+            partition.producers.add(
+                producer_id,
+                producer_epoch,
+                base_sequence,
+                delta + 1,
+                base_offset,
+                max_timestamp,
+                created_ms,
+                partition.high_watermark,
+            )
+    if extent is not None:
+        partition.extents.append(extent)
+        partition.size_bytes += extent.length
