@@ -109,7 +109,7 @@ def _command(rest: Sequence[str]) -> str | None:
         if word.startswith("-"):
             flag = word.split("=", 1)[0]
             known = [*_OTHER_FLAGS, CONFIG_FLAG, *(d.flag for d in DECLARATIONS if d.flag is not None)]
-            raise UsageError(f"unknown flag {_one_line(flag)}{hint(flag, known)}")
+            raise UsageError(f"unknown flag {_one_line(flag)}{hint(flag, known, '--')}")
         if command is not None:
             raise UsageError(f"unexpected word {_one_line(word)} after the command {command}")
         if word not in COMMANDS:

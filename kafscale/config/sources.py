@@ -18,6 +18,8 @@ from kafscale.config.endpoint import Endpoint
 from kafscale.config.values import parse_text, parse_toml
 from kafscale.errors import UsageError
 
+_PREFIX = "KAFSCALE_"
+
 CONFIG_FLAG = "--config"
 CONFIG_VARIABLE = "KAFSCALE_CONFIG"
 
@@ -132,11 +134,11 @@ def from_environ(
                 found[declaration.name] = (_parsed(declaration, environ[name], source), source)
     warnings = []
     for name in sorted(environ):
-        if not name.startswith("KAFSCALE_") or name in known or _is_injected(name, environ[name]):
+        if not name.startswith(_PREFIX) or name in known or _is_injected(name, environ[name]):
             continue
         if any(word in name + "_" for word in _SECURITY_WORDS):
-            raise UsageError(f"unknown variable {name}{hint(name, known)}")
-        warnings.append(f"unknown variable {name} is ignored{hint(name, known)}")
+            raise UsageError(f"unknown variable {name}{hint(name, known, _PREFIX)}")
+        warnings.append(f"unknown variable {name} is ignored{hint(name, known, _PREFIX)}")
     return found, warnings
 
 
@@ -248,7 +250,8 @@ def _named(name: str, sources: Mapping[str, Source]) -> str:
     return {"file": f"{source.name}: {name}", "default": name}.get(source.kind, source.name)
 
 
-def hint(name: str, known: Iterable[str]) -> str:
-    """`; did you mean …?` with the nearest known name, or nothing if none is near."""
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return f"; did you mean {near[0]}?" if near else ""
+def hint(name: str, known: Iterable[str], prefix: str = "") -> str:
+    """`; did you mean …?` with the nearest known name, or nothing if none is near. `prefix`: what all begin with."""
+    bare = [other.removeprefix(prefix) for other in known]
+    near = difflib.get_close_matches(name.removeprefix(prefix), bare, n=1, cutoff=0.6)
+    return f"; did you mean {prefix}{near[0]}?" if near else ""
