@@ -77,7 +77,7 @@ def test_the_page_shows_what_was_counted(data: st.DataObject) -> None:
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.lists(st.integers(0, 2**40), max_size=30))
+@given(st.lists(st.integers(0, 2**40) | st.sampled_from(metrics.LATENCY_BOUNDS_US), max_size=30))
 def test_histograms_hold_their_values(values: list[int]) -> None:
     """Goal: buckets are cumulative over the values at most their bound, count and sum are exact."""
     block = MetricsBlock.in_memory()
