@@ -137,7 +137,7 @@ def check_produced(
     """Checks what a client produced for one partition: exactly one good batch. Returns its header.
 
     `buffer` is the records field of Produce `version`; `max_bytes` the topic's max.message.bytes, header included. The
-    timestamp limits are those of the topic; pass `NO_LIMIT` for both where it is set to LogAppendTime. Compressed records
+    timestamp limits are those of the topic; pass `NO_LIMIT` for both where it is set to LogAppendTime. Compressed data
     may grow to `max_decompressed_bytes`, or more for a large batch (`compression.decompressed_limit`). Order and codes
     are those of Kafka's ProduceRequest.validateRecords, UnifiedLog and LogValidator. Raises `Invalid`.
     """
