@@ -1,0 +1,272 @@
+"""What a worker's connections share: the receive buffer, slab memory, the flush of answers, limits and time-outs.
+
+One object per worker; it is the factory that the listening sockets' servers call. There are no timers per connection:
+one sweep a second looks at the connections that have begun a request, and at a slice of all for idleness. It knows
+nothing of Kafka's messages: complete frames go to `dispatch`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Final, Protocol
+
+from kafscale.clock import Clock, Timer
+from kafscale.config import Settings
+from kafscale.logs import RateLimited
+from kafscale.metrics import CONNECTIONS_ACCEPTED, CONNECTIONS_CLOSED, CONNECTIONS_OPEN, MetricsBlock
+from workers.connection import BEGUN_PER_TURN_MAX, Connection, Pending
+from workers.slabs import SlabPool
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+log = logging.getLogger(__name__)
+
+RECEIVE_BUFFER_BYTES: Final = 256 * 1024
+# Unsent bytes at which a connection is no longer read from, and at which it is again.
+WRITE_HIGH_WATER_BYTES: Final = 256 * 1024
+WRITE_LOW_WATER_BYTES: Final = 64 * 1024
+
+SWEEP_INTERVAL_SECONDS: Final = 1.0
+# All connections are looked at for idleness once in so many sweeps.
+SWEEPS_PER_ROUND: Final = 10
+# A request must arrive within `frame_header_timeout_ms`, and at this rate beyond; slower is taken for an attack.
+FRAME_BYTES_PER_SECOND_MIN: Final = 32 * 1024
+# While memory is short, a request that holds some and has not moved for so long gives it up.
+STALLED_SECONDS: Final = 3.0
+STARVED_RETRY_SECONDS: Final = 0.01
+# A connection that is closing and whose last bytes nobody takes.
+CLOSING_SECONDS: Final = 10.0
+DRAIN_POLL_SECONDS: Final = 0.005
+COMPLAINT_INTERVAL_SECONDS: Final = 10.0
+
+
+class Dispatch(Protocol):
+    """Takes a complete frame (see `workers.connection` on what of it may be kept) and answers `pending`, now or later.
+
+    Raises ProtocolError for bytes that are no request; nothing else.
+    """
+
+    def __call__(
+        self, connection: Connection, buffer: bytearray | memoryview, start: int, end: int, pending: Pending
+    ) -> None: ...
+
+
+class Connections:
+    """All client connections of a worker. Call it for a new one's protocol; `start` before the first."""
+
+    def __init__(
+        self, settings: Settings, clock: Clock, slabs: SlabPool, metrics: MetricsBlock, dispatch: Dispatch
+    ) -> None:
+        self.slabs = slabs
+        self.dispatch = dispatch
+        self.cells = metrics.cells
+        # Shared by all: the loop reads from one connection at a time, and a frame is handled or copied at once.
+        self.receive_buffer = bytearray(RECEIVE_BUFFER_BYTES)
+        self.receive_view = memoryview(self.receive_buffer)
+        # A frame that the pool could never hold would wait for memory for ever.
+        self.frame_bytes_max = min(settings.socket_request_max_bytes, slabs.max_bytes)
+        # The time of the last sweep: good enough for time-outs, and costs a request nothing.
+        self.now = clock.monotonic()
+        self.is_produce_held = False
+        self.turn_left = BEGUN_PER_TURN_MAX
+        self._clock = clock
+        self._connections_max = settings.connections_max
+        self._idle_seconds = settings.connections_idle_ms / 1000
+        self._frame_seconds = settings.frame_header_timeout_ms / 1000
+        self._complaints = RateLimited(clock, COMPLAINT_INTERVAL_SECONDS)
+        self._call_soon: Callable[[Callable[[], None]], object] | None = None
+        self._timer: Timer | None = None
+        self._starved_timer: Timer | None = None
+        self._is_draining = False
+        # Insertion order is what makes these dicts and not sets: runs are repeatable, and the first came first.
+        self._all: dict[Connection, None] = {}
+        self._receiving: dict[Connection, None] = {}
+        self._starved: dict[Connection, None] = {}
+        self._held: dict[Connection, None] = {}
+        self._round: list[Connection] = []
+        self._dirty: list[Connection] = []
+        self._is_flush_due = False
+        self._later: list[Connection] = []
+
+    def __call__(self) -> Connection:
+        return Connection(self)
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def start(self) -> None:
+        """Begin the sweeps. Called on the loop that serves the connections."""
+        self._call_soon = asyncio.get_running_loop().call_soon
+        self._timer = self._clock.call_later(SWEEP_INTERVAL_SECONDS, self._sweep)
+
+    def stop(self) -> None:
+        """Close what is open and end the sweeps."""
+        self._is_draining = True
+        for timer in (self._timer, self._starved_timer):
+            if timer is not None:
+                timer.cancel()
+        self.flush_dirty()
+        for connection in list(self._all):
+            connection.close("drain")
+
+    async def drain(self) -> None:
+        """Receive nothing more, and return when all that was received is answered and handed to the transports."""
+        self._is_draining = True
+        for connection in list(self._all):
+            connection.stop_reading()
+        while any(connection.unanswered for connection in self._all):
+            await self._clock.sleep(DRAIN_POLL_SECONDS)
+        self.flush_dirty()
+
+    # -- coming and going --------------------------------------------------------------------------------------------
+
+    def add(self, connection: Connection, transport: asyncio.Transport) -> None:
+        self._all[connection] = None
+        cells = self.cells
+        cells[CONNECTIONS_ACCEPTED] += 1
+        cells[CONNECTIONS_OPEN] = len(self._all)
+        if self._is_draining:
+            connection.close("drain")
+        elif len(self._all) > self._connections_max:
+            self.complain(connection, "limit", f"more than {self._connections_max} connections (connections_max)")
+            connection.close("limit")
+        else:
+            transport.set_write_buffer_limits(WRITE_HIGH_WATER_BYTES, WRITE_LOW_WATER_BYTES)
+
+    def remove(self, connection: Connection) -> None:
+        self._all.pop(connection, None)
+        self._receiving.pop(connection, None)
+        self._starved.pop(connection, None)
+        self._held.pop(connection, None)
+        self.cells[CONNECTIONS_OPEN] = len(self._all)
+
+    def count_closed(self, reason: str) -> None:
+        self.cells[CONNECTIONS_CLOSED.at(reason)] += 1
+
+    def complain(self, connection: Connection, reason: str, what: str) -> None:
+        """Log why a connection is closed, seldom enough that an attacker can't fill a disk with it."""
+        self._complaints.log(
+            log, logging.WARNING, "connection closed", key=reason, client=connection.client_host, why=what
+        )
+
+    # -- answers -----------------------------------------------------------------------------------------------------
+
+    def mark_dirty(self, connection: Connection) -> None:
+        """There are answers to write: once, at the end of the loop's turn, or at the next `flush_dirty`."""
+        connection.is_dirty = True
+        self._dirty.append(connection)
+        if not self._is_flush_due:
+            self._is_flush_due = True
+            self._soon(self._flush_turn)
+
+    def flush_dirty(self) -> None:
+        """Write the answers that are due, one write per connection. For whoever has just answered many."""
+        dirty = self._dirty
+        if dirty:
+            self._dirty = []
+            for connection in dirty:
+                if connection.is_dirty:
+                    connection.flush()
+
+    def _flush_turn(self) -> None:
+        self._is_flush_due = False
+        self.flush_dirty()
+
+    def begin_later(self, connection: Connection) -> None:
+        """Let others have a turn before the connection's next requests begin."""
+        if not self._later:
+            self._soon(self._begin_later_turn)
+        self._later.append(connection)
+
+    def _begin_later_turn(self) -> None:
+        later = self._later
+        self._later = []
+        for connection in dict.fromkeys(later):
+            self.turn_left = BEGUN_PER_TURN_MAX
+            connection.begin_waiting()
+
+    def _soon(self, callback: Callable[[], None]) -> None:
+        assert self._call_soon is not None, "start() comes before the first connection"
+        self._call_soon(callback)
+
+    # -- holding back ------------------------------------------------------------------------------------------------
+
+    def hold_produce(self) -> None:
+        """Begin no Produce request from now on: too much is received and not durable. Their senders are not read."""
+        self.is_produce_held = True
+
+    def release_produce(self) -> None:
+        """Begin them again, those that waited longest first, until `hold_produce` is called again."""
+        self.is_produce_held = False
+        for connection in list(self._held):
+            if self.is_produce_held:
+                break
+            del self._held[connection]
+            connection.release_held()
+
+    def hold(self, connection: Connection) -> None:
+        self._held[connection] = None
+
+    def starve(self, connection: Connection) -> None:
+        """Give the connection memory for its frame as soon as there is some."""
+        self._starved[connection] = None
+        if self._starved_timer is None:
+            self._starved_timer = self._clock.call_later(STARVED_RETRY_SECONDS, self._feed_starved)
+
+    def _feed_starved(self) -> None:
+        self._starved_timer = None
+        self.turn_left = BEGUN_PER_TURN_MAX
+        for connection in list(self._starved):
+            del self._starved[connection]
+            if not connection.feed_starved():
+                # In its old place, ahead of all others.
+                self._starved = {connection: None, **self._starved}
+                break
+        if self._starved and self._starved_timer is None:
+            self._starved_timer = self._clock.call_later(STARVED_RETRY_SECONDS, self._feed_starved)
+
+    # -- time-outs ---------------------------------------------------------------------------------------------------
+
+    def frame_begun(self, connection: Connection) -> None:
+        if connection not in self._receiving:
+            self._receiving[connection] = None
+            connection.frame_began = self.now
+
+    def frame_ended(self, connection: Connection) -> None:
+        self._receiving.pop(connection, None)
+
+    def _sweep(self) -> None:
+        self._timer = self._clock.call_later(SWEEP_INTERVAL_SECONDS, self._sweep)
+        self.now = self._clock.monotonic()
+        for connection in list(self._receiving):
+            self._check_frame(connection)
+        if not self._round:
+            self._round = list(self._all)
+        for _ in range(min(len(self._round), 1 + len(self._all) // SWEEPS_PER_ROUND)):
+            self._check_idle(self._round.pop())
+
+    def _check_frame(self, connection: Connection) -> None:
+        if connection.is_paused:
+            # It is ours that the rest has not come. But time goes on, or pausing would be a way out.
+            connection.frame_began += SWEEP_INTERVAL_SECONDS
+            return
+        allowed = self._frame_seconds + connection.assembling / FRAME_BYTES_PER_SECOND_MIN
+        if self.now - connection.frame_began > allowed:
+            self.complain(connection, "slow_request", "a request that did not arrive in time")
+            connection.close("slow_request")
+        elif self._starved and connection.holds_region and self.now - connection.last_active > STALLED_SECONDS:
+            self.complain(connection, "slow_request", "a request that stalled while memory was short")
+            connection.close("slow_request")
+
+    def _check_idle(self, connection: Connection) -> None:
+        if connection not in self._all:
+            return
+        silent = self.now - connection.last_active
+        if connection.is_closed:
+            if silent > CLOSING_SECONDS:
+                connection.abort()
+        # Whoever waits for an answer is not idle, unless it is its own fault that it does not go out.
+        elif silent > self._idle_seconds and (not connection.unanswered or connection.is_paused):
+            connection.close("idle")
