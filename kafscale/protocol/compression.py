@@ -90,11 +90,10 @@ def decompress(codec: int, payload: Buffer, max_bytes: int) -> bytes:
     MESSAGE_TOO_LARGE when it is more than `max_bytes`, found before more than that and a chunk are allocated;
     INVALID_RECORD when it is not what the codec says, or stops short; UNSUPPORTED_COMPRESSION_TYPE for no known codec.
     """
-    if not len(payload) and codec:
-        raise _damaged("they stop short")
+    chunks = _chunks(codec, memoryview(payload), max_bytes)
     out = io.BytesIO()  # getvalue hands its bytes over without a copy
     size = 0
-    for chunk in _chunks(codec, memoryview(payload), max_bytes):
+    for chunk in chunks:
         size += len(chunk)
         if size > max_bytes:
             raise _too_large(max_bytes)
@@ -151,6 +150,8 @@ def _sizes(codec: int, payload: memoryview, enough: int) -> tuple[int, int]:
     """The least and the most that all of `payload` grows to; may stop looking once the least is above `enough`."""
     if codec not in _WALKERS:
         raise _unknown(codec)
+    if not len(payload) and codec:
+        raise _damaged("there are none")
     certain = possible = pieces = 0
     try:
         for least, most in _WALKERS[codec](payload):
@@ -163,8 +164,6 @@ def _sizes(codec: int, payload: memoryview, enough: int) -> tuple[int, int]:
                 raise Invalid(ErrorCode.MESSAGE_TOO_LARGE, f"compressed records in more than {MAX_PIECES} pieces")
     except (IndexError, struct.error):
         raise _damaged("they stop short") from None
-    if not pieces:
-        raise _damaged("they stop short")
     return certain, max(certain, possible)
 
 
@@ -199,6 +198,8 @@ def _snappy_blocks(payload: memoryview) -> Iterator[memoryview]:
         yield payload
         return
     position, end = _XERIAL_HEADER_BYTES, len(payload)
+    if end < position:
+        raise _damaged("snappy stream stops short")
     while position < end:
         if payload[position] == _XERIAL_MAGIC[0] and _is_xerial(payload, position):  # one stream behind another
             position += _XERIAL_HEADER_BYTES
@@ -209,6 +210,8 @@ def _snappy_blocks(payload: memoryview) -> Iterator[memoryview]:
             raise _damaged("snappy chunk stops short")
         yield payload[position : position + size]
         position += size
+    if position != end:
+        raise _damaged("snappy stream stops short")
 
 
 def _is_xerial(payload: memoryview, position: int) -> bool:
@@ -326,6 +329,8 @@ _WALKERS: Final = {NONE: _walk_none, GZIP: _walk_gzip, SNAPPY: _walk_snappy, LZ4
 def _chunks(codec: int, payload: memoryview, max_bytes: int) -> Iterator[Buffer]:
     if codec == NONE:
         return iter((payload,))
+    if codec in _WALKERS and not len(payload):
+        raise _damaged("there are none")
     if codec == GZIP:
         return _gunzip(payload)
     if codec == SNAPPY:
