@@ -87,7 +87,7 @@ def without_tags(message: FetchRequest) -> FetchRequest:
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_request_is_what_the_compiled_codec_reads(version: int) -> None:
-    """Random requests, with tagged fields and without, in the midst of a larger buffer, are parsed to the same values."""
+    """Random requests, with tagged fields and without, inside a larger buffer, are parsed to the same values."""
     requests = messages(FetchRequest, version)
 
     @few(60)
