@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Final, Protocol
+from collections.abc import Callable
+from typing import Final, Protocol
 
 from kafscale.clock import Clock, Timer
 from kafscale.config import Settings
@@ -18,8 +19,7 @@ from kafscale.metrics import CONNECTIONS_ACCEPTED, CONNECTIONS_CLOSED, CONNECTIO
 from workers.connection import BEGUN_PER_TURN_MAX, Connection, Pending
 from workers.slabs import SlabPool
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
+CallSoon = Callable[[Callable[[], None]], object]
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ class Connections:
         self._idle_seconds = settings.connections_idle_ms / 1000
         self._frame_seconds = settings.frame_header_timeout_ms / 1000
         self._complaints = RateLimited(clock, COMPLAINT_INTERVAL_SECONDS)
-        self._call_soon: Callable[[Callable[[], None]], object] | None = None
+        self._call_soon: CallSoon | None = None
         self._timer: Timer | None = None
         self._starved_timer: Timer | None = None
         self._is_draining = False
@@ -96,9 +96,9 @@ class Connections:
     def __len__(self) -> int:
         return len(self._all)
 
-    def start(self) -> None:
-        """Begin the sweeps. Called on the loop that serves the connections."""
-        self._call_soon = asyncio.get_running_loop().call_soon
+    def start(self, call_soon: CallSoon) -> None:
+        """Begin the sweeps. `call_soon` is that of the loop which serves the connections."""
+        self._call_soon = call_soon
         self._timer = self._clock.call_later(SWEEP_INTERVAL_SECONDS, self._sweep)
 
     def stop(self) -> None:
@@ -119,6 +119,14 @@ class Connections:
         while any(connection.unanswered for connection in self._all):
             await self._clock.sleep(DRAIN_POLL_SECONDS)
         self.flush_dirty()
+
+    def abandon(self, reason: str) -> None:
+        """Drop every connection without another byte: this incarnation may say nothing more."""
+        self._is_draining = True
+        self._dirty.clear()
+        for connection in list(self._all):
+            connection.close(reason)
+            connection.abort()
 
     # -- coming and going --------------------------------------------------------------------------------------------
 
