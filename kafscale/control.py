@@ -58,9 +58,12 @@ class Nodes(msgspec.Struct, frozen=True, tag=True):
 
 
 class Ping(msgspec.Struct, frozen=True, tag=True):
-    """To a worker: answer with a `Pong` of the same number. Also the worker's lease: proof that it is not replaced."""
+    """To a worker: answer with a `Pong` of the same number. Also the worker's lease: when it was sent, the worker was
+    not replaced. `sent_at` is the machine's monotonic clock, in seconds: a ping that lay in a stopped worker's socket
+    proves nothing about now."""
 
     number: int
+    sent_at: float = 0.0
 
 
 class AdoptListener(msgspec.Struct, frozen=True, tag=True):

@@ -51,9 +51,22 @@ class FlushPolicy(msgspec.Struct, frozen=True, kw_only=True):
 class Flush:
     """One data object in the making."""
 
-    __slots__ = ("answers", "bytes", "durable", "extents", "log_starts", "number", "opened_at", "releases", "sequence")
+    __slots__ = (
+        "answers",
+        "bytes",
+        "dropped",
+        "durable",
+        "extents",
+        "log_starts",
+        "number",
+        "opened_at",
+        "placed",
+        "releases",
+        "sequence",
+    )
 
     def __init__(self, number: int, opened_at: float) -> None:
+        # Flushes become durable in the order of their numbers.
         self.number = number
         self.opened_at = opened_at
         self.sequence = -1
@@ -62,6 +75,10 @@ class Flush:
         self.extents: dict[PartitionLog, PendingExtent] = {}
         self.log_starts: dict[PartitionLog, int] = {}
         self.releases: list[tuple[int, int]] = []
+        # Where each partition's batches lie, once the object is laid out.
+        self.placed: list[tuple[PartitionLog, Extent]] = []
+        # Extents that a raised log start offset made unreachable.
+        self.dropped: list[Extent] = []
         # Called, in order, once the flush is durable and committed.
         self.answers: list[Callable[[], None]] = []
 
@@ -89,9 +106,10 @@ class Flusher:
         self._tail = tail
         self._on_flushed = on_flushed
         self._bugs = bugs
-        self._opened = 0
+        self._number = 0
         self._open = self._new_flush()
         self._full: deque[Flush] = deque()
+        self._in_flight: deque[Flush] = deque()
         self._checkpoint: tuple[Callable[[bytes], Sequence[Buffer]], Callable[[int], None]] | None = None
         self._timer: Timer | None = None
         self._submitted_at = 0.0
@@ -143,20 +161,25 @@ class Flusher:
 
     def barrier(self) -> Flush | None:
         """The newest flush that holds anything, or None when everything appended is durable."""
-        if not self._open.is_empty():
-            return self._open
-        return self._full[-1] if self._full else None
+        newest = self.unfinished()
+        if self._open.is_empty():
+            newest.pop()
+        return newest[-1] if newest else None
+
+    def unfinished(self) -> list[Flush]:
+        """Every flush that is not durable yet, oldest first."""
+        return [*self._in_flight, *self._full, self._open]
 
     def oldest_age(self) -> float:
-        """Seconds that the oldest batch that waits in memory has waited; 0 when none does."""
-        oldest = self._full[0] if self._full else self._open
+        """Seconds that the oldest batch that is not durable has waited; 0 when there is none."""
+        oldest = self.unfinished()[0]
         return 0.0 if oldest.is_empty() else self._clock.monotonic() - oldest.opened_at
 
     # Writing
 
     def _new_flush(self) -> Flush:
-        self._opened += 1
-        return Flush(self._opened, self._clock.monotonic())
+        self._number += 1
+        return Flush(self._number, self._clock.monotonic())
 
     def _schedule(self) -> None:
         """See to it that the open flush is written in time."""
@@ -212,31 +235,32 @@ class Flusher:
 
     def _submit(self, flush: Flush) -> None:
         self._submitted_at = self._clock.monotonic()
-        placed: list[tuple[PartitionLog, Extent]] = []
         sequence = self._log.next_sequence
         key = self._keys.log(self._log.log_id, sequence)
 
         def build(header: bytes) -> Sequence[Buffer]:
-            return _lay_out(flush, header, key, placed)
+            return _lay_out(flush, header, key)
 
         flush.sequence = sequence
-        self._log.submit(Kind.DATA, build, lambda: self._commit(flush, placed), Purpose.FLUSH)
+        self._in_flight.append(flush)
+        self._log.submit(Kind.DATA, build, lambda: self._commit(flush), Purpose.FLUSH)
 
-    def _commit(self, flush: Flush, placed: list[tuple[PartitionLog, Extent]]) -> None:
+    def _commit(self, flush: Flush) -> None:
+        assert self._in_flight.popleft() is flush
         woken: dict[Callable[[int], None], int] = {}
-        for partition, extent in placed:
+        for partition, extent in flush.placed:
             partition.commit(extent)
             if partition.last_flush is flush:
                 partition.last_flush = None
             for waiter in partition.waiters:
                 woken[waiter] = woken.get(waiter, 0) + extent.length
         for partition, offset in flush.log_starts.items():
-            partition.start_at(offset)
+            flush.dropped += partition.start_at(offset)
             if partition.last_flush is flush:
                 partition.last_flush = None
         flush.durable = True
         self.pending_bytes -= flush.bytes
-        self._tail.add([extent for _, extent in placed], flush.bytes)
+        self._tail.add([extent for _, extent in flush.placed], flush.bytes)
         self._on_flushed(flush, self._clock.monotonic() - self._submitted_at)
         for answer in flush.answers:
             answer()
@@ -251,8 +275,8 @@ class Flusher:
             self._schedule()
 
 
-def _lay_out(flush: Flush, header: bytes, key: str, placed: list[tuple[PartitionLog, Extent]]) -> list[Buffer]:
-    """The parts of the data object; fills `placed` with where each partition's batches lie in it."""
+def _lay_out(flush: Flush, header: bytes, key: str) -> list[Buffer]:
+    """The parts of the data object; notes in `flush.placed` where each partition's batches lie in it."""
     parts: list[Buffer] = [header]
     table = bytearray()
     position = HEADER_BYTES
@@ -266,7 +290,7 @@ def _lay_out(flush: Flush, header: bytes, key: str, placed: list[tuple[Partition
         extent = Extent(
             pending.base_offset, pending.last_offset, pending.max_timestamp, key, position, pending.bytes, views
         )
-        placed.append((partition, extent))
+        flush.placed.append((partition, extent))
         parts.extend(views)
         position += pending.bytes
     for partition, offset in flush.log_starts.items():

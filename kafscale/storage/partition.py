@@ -202,10 +202,10 @@ class PartitionLog:
             size -= extent.length
         return max(start, self.log_start_offset)
 
-    def start_at(self, offset: int) -> None:
-        """Raise the log start offset (durable by now) and forget extents that lie wholly below it."""
+    def start_at(self, offset: int) -> list[Extent]:
+        """Raise the log start offset (durable by now); returns the extents that lie wholly below it, now forgotten."""
         if offset <= self.log_start_offset:
-            return
+            return []
         self.log_start_offset = offset
         drop = 0
         for extent in self.extents:
@@ -213,11 +213,13 @@ class PartitionLog:
                 break
             self.size_bytes -= extent.length
             drop += 1
+        dropped = self.extents[:drop]
         del self.extents[:drop]
         passed = [entry for entry in self.epochs if entry.start_offset <= offset]
         if passed:
             kept = EpochStart(passed[-1].epoch, offset)
             self.epochs = [kept, *(entry for entry in self.epochs if entry.start_offset > offset)]
+        return dropped
 
     # Compaction
 

@@ -1,0 +1,195 @@
+"""Checkpoints: when one is due, what goes into it, and what may be deleted after it.
+
+Owns the counters since the last checkpoint and the list of objects to give up. A checkpoint is due by bytes, objects
+and time, never when nothing changed. First one object with the manifests of the slots that changed, then the checkpoint
+in the log, which names the manifests of all. What must always hold: a manifest describes at least everything below the
+covered sequence and nothing that is not durable; objects are deleted only when a counting checkpoint listed them as
+given up and a later checkpoint counts too (see `storage/takeover.py` on why).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Iterable
+
+from kafscale.clock import Clock
+from kafscale.config import Settings
+from kafscale.errors import ObjectExists, StoreUnavailable, StoreUnclear
+from kafscale.storage.backoff import backoff_seconds
+from kafscale.storage.flusher import Flusher
+from kafscale.storage.keys import Keys, sequence_of
+from kafscale.storage.log_objects import Checkpoint, ManifestPlace, encode_small
+from kafscale.storage.manifest import encode_manifest
+from kafscale.storage.planted import NO_BUGS, PlantedBugs
+from kafscale.storage.store import Buffer, ObjectStore, Purpose
+from kafscale.storage.worker_log import WorkerLog
+from workers.ownership import OwnedSlot, Ownership
+
+# How many keys one DELETE names at most.
+DELETE_BATCH = 1000
+
+
+class Checkpointer:
+    """Writes this worker's checkpoints, one at a time."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: ObjectStore,
+        keys: Keys,
+        clock: Clock,
+        random_source: random.Random,
+        log: WorkerLog,
+        flusher: Flusher,
+        ownership: Ownership,
+        bugs: PlantedBugs = NO_BUGS,
+    ) -> None:
+        self._settings = settings
+        self._store = store
+        self._keys = keys
+        self._clock = clock
+        self._random = random_source
+        self._log = log
+        self._flusher = flusher
+        self._ownership = ownership
+        self._bugs = bugs
+        self._writing = asyncio.Lock()
+        self._manifest_number = 0
+        # Manifest objects of ours and how many slots' newest manifest lies in each.
+        self._manifest_objects: dict[str, int] = {}
+        self._covered = 0
+        self._written_at = clock.monotonic()
+        self._bytes_since = 0
+        # Given up in the last checkpoint: deleted once the next one counts.
+        self._given_up: list[str] = []
+        # Numbers of our log from here on that no extent ever referred to are still to be given up.
+        self._stateless: list[str] = []
+        self._held_back: list[str] = []
+
+    def flushed(self, byte_count: int) -> None:
+        self._bytes_since += byte_count
+
+    def note_stateless(self, sequence: int) -> None:
+        """Object `sequence` of our log holds no batches: nothing will ever refer to it."""
+        self._stateless.append(self._keys.log(self._log.log_id, sequence))
+
+    def is_due(self) -> bool:
+        """Whether enough has changed, or has waited long enough."""
+        if not any(entry.is_dirty for entry in self._ownership.slots.values()):
+            return False
+        return (
+            self._bytes_since >= self._settings.checkpoint_interval_bytes
+            or self._log.counted - self._covered >= self._settings.checkpoint_interval_objects
+            or self._clock.monotonic() - self._written_at >= self._settings.checkpoint_interval_ms / 1000
+        )
+
+    async def write(self, loaded: Iterable[OwnedSlot] = ()) -> None:
+        """Write a checkpoint of all owned slots and of `loaded` ones; durable and counting on return."""
+        async with self._writing:
+            entries = [*self._ownership.slots.values(), *loaded]
+            covered = self._log.counted
+            self._bytes_since = 0
+            unreferenced, self._ownership.references.unreferenced = self._ownership.references.unreferenced, []
+            changed = [entry for entry in entries if entry.is_dirty or entry.place is None]
+            replaced = await self._write_manifests(changed)
+            given_up = self._give_up(unreferenced, replaced, covered)
+            checkpoint = Checkpoint(
+                covered=covered,
+                slots={entry.slot: _place(entry) for entry in entries},
+                given_up=given_up,
+            )
+            sequence = await self._append(checkpoint)
+            self._log.checkpoint_sequence = sequence
+            self._covered = covered
+            self._written_at = self._clock.monotonic()
+            self.note_stateless(sequence)
+            await self._delete(self._given_up)
+            self._given_up = given_up
+
+    async def _append(self, checkpoint: Checkpoint) -> int:
+        durable: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+        def settle(sequence: int) -> None:
+            # At once, not when this task runs next: every object submitted from now on points here.
+            self._log.checkpoint_sequence = sequence
+            if not durable.done():
+                durable.set_result(sequence)
+
+        self._flusher.checkpoint(lambda header: encode_small(header, checkpoint), settle)
+        return await durable
+
+    async def _write_manifests(self, changed: list[OwnedSlot]) -> list[str]:
+        """Write what changed as one object; returns the manifest objects that no slot needs any more."""
+        pieces: list[Buffer] = []
+        placed: list[tuple[OwnedSlot, int, int]] = []
+        position = 0
+        for entry in changed:
+            entry.is_dirty = False
+            if not any(partition.next_offset for partition in entry.partitions.values()):
+                entry.place = ManifestPlace(entry.epoch, "", 0, 0)
+                continue
+            piece = encode_manifest(
+                entry.slot,
+                entry.epoch,
+                entry.partitions.values(),
+                self._ownership.group_snapshots(entry),
+                self._bugs,
+            )
+            placed.append((entry, position, len(piece)))
+            pieces.append(piece)
+            position += len(piece)
+        if not pieces:
+            return []
+        key = await self._put(pieces)
+        before = [entry.place.key for entry, _, _ in placed if entry.place is not None]
+        for entry, start, length in placed:
+            entry.place = ManifestPlace(entry.epoch, key, start, length)
+        self._manifest_objects[key] = len(placed)
+        replaced = []
+        for old in before:
+            if old in self._manifest_objects:
+                self._manifest_objects[old] -= 1
+                if self._manifest_objects[old] == 0:
+                    del self._manifest_objects[old]
+                    replaced.append(old)
+        return replaced
+
+    async def _put(self, pieces: list[Buffer]) -> str:
+        """Write the manifests under a number of their own. An unclear number is abandoned: nothing ever names it."""
+        for wait in backoff_seconds(self._random):
+            key = self._keys.manifest(self._log.log_id, self._manifest_number)
+            self._manifest_number += 1
+            try:
+                await self._store.put_if_absent(key, pieces, Purpose.CHECKPOINT)
+            except (StoreUnavailable, StoreUnclear, ObjectExists):
+                await self._clock.sleep(wait)
+            else:
+                return key
+        raise AssertionError("backoff never ends")
+
+    def _give_up(self, unreferenced: list[str], replaced: list[str], covered: int) -> list[str]:
+        """What this checkpoint gives up: of our log only what lies below the covered sequence."""
+        candidates = [*self._held_back, *unreferenced, *self._stateless]
+        self._stateless = []
+        self._held_back = []
+        given_up = list(replaced)
+        for key in candidates:
+            if key.startswith(self._keys.log_prefix) and sequence_of(key) >= covered:
+                self._held_back.append(key)
+            else:
+                given_up.append(key)
+        return given_up
+
+    async def _delete(self, keys: list[str]) -> None:
+        for start in range(0, len(keys), DELETE_BATCH):
+            try:
+                await self._store.delete(keys[start : start + DELETE_BATCH], Purpose.SWEEP)
+            except (StoreUnavailable, StoreUnclear):
+                # Left lying: the sweep takes it once this log has ended.
+                return
+
+
+def _place(entry: OwnedSlot) -> ManifestPlace:
+    assert entry.place is not None
+    return entry.place

@@ -1,0 +1,319 @@
+"""Fetch (key 1), versions 4 to 18. Left out: fetch sessions (every answer says session 0, so clients send all partitions
+each time), followers (there are none), aborted transactions, preferred read replicas.
+
+The hot path of reads. What lies in memory is answered within the call: views of the bytes as they were received, no copy.
+A request that finds fewer than min_bytes waits, without a task, until the high watermarks rise or its time is over. Only
+what must be read back from the store gets a task.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+
+from kafscale.clock import Timer
+from kafscale.errors import Corrupt, Fenced, KafscaleError, ObjectMissing
+from kafscale.metrics import BYTES_FETCHED, CACHE_HIT_BYTES, CACHE_HITS, CACHE_MISSES, FETCH_LATENCY, error_cell
+from kafscale.protocol.error_codes import ErrorCode
+from kafscale.protocol.fetch import FetchPartition, FetchRequestView, FetchResult, encode_fetch_response, parse_fetch
+from kafscale.storage.extents import cut
+from kafscale.storage.partition import PartitionLog
+from kafscale.storage.store import Buffer
+from workers.connection import Pending
+from workers.context import Context, Request
+from workers.errors import code_of
+from workers.partitions import current_leaders, epoch_error, why_not_served
+
+log = logging.getLogger(__name__)
+
+FIRST_WITH_NODES = 16
+# A cold read whose object is gone looks again this often: compaction may have put another in its place.
+COLD_READ_TRIES = 3
+
+
+def handle(
+    context: Context, request: Request, buffer: bytearray | memoryview, start: int, end: int, pending: Pending
+) -> None:
+    """Answer at once if there is enough, else wait."""
+    view = parse_fetch(request.header.api_version, buffer, start, end)
+    if view.session_id != 0:
+        answer = encode_fetch_response(
+            request.header.api_version, request.header.correlation_id, ErrorCode.FETCH_SESSION_ID_NOT_FOUND, 0, ()
+        )
+        pending.answer(answer)
+        return
+    WaitingFetch(context, request, view, pending).attempt()
+
+
+class WaitingFetch:
+    """One fetch request, from its arrival to its answer."""
+
+    __slots__ = (
+        "_added",
+        "_arrived",
+        "_context",
+        "_max_bytes",
+        "_partitions",
+        "_pending",
+        "_request",
+        "_timer",
+        "_view",
+    )
+
+    def __init__(self, context: Context, request: Request, view: FetchRequestView, pending: Pending) -> None:
+        self._context = context
+        self._request = request
+        self._view = view
+        self._pending: Pending | None = pending
+        self._arrived = context.clock.monotonic()
+        self._max_bytes = min(view.max_bytes, context.settings.fetch_max_bytes)
+        self._timer: Timer | None = None
+        self._partitions: list[PartitionLog] = []
+        self._added = 0
+
+    def attempt(self, is_last: bool = False) -> None:
+        """Answer with what is there, or go on waiting. `is_last`: the time is over, answer with whatever there is."""
+        results: list[FetchResult] = []
+        total = 0
+        cold: list[int] = []
+        is_urgent = False
+        for position, wanted in enumerate(self._view.partitions):
+            result = self._read_memory(wanted, total)
+            if result is None:
+                # Its bytes must be read back, or its offset be checked with the store.
+                cold.append(position)
+                result = _empty(wanted, 0, None)
+            elif result[2] or result[7] is not None:
+                is_urgent = True
+            total += result[10]
+            results.append(result)
+        if cold:
+            self._stop_waiting()
+            task = asyncio.get_running_loop().create_task(self._read_cold(results, cold, total))
+            self._context.tasks.add(task)
+            task.add_done_callback(self._context.tasks.discard)
+        elif is_last or is_urgent or total >= self._view.min_bytes or self._view.max_wait_ms <= 0:
+            self._answer(results)
+        else:
+            self._wait(total)
+
+    def _read_memory(self, wanted: FetchPartition, total: int) -> FetchResult | None:
+        """The answer for one partition, from memory; None if that takes the store. `total`: bytes found so far."""
+        topic, index, leader_epoch, offset, last_fetched_epoch, _, partition_max_bytes = wanted
+        context = self._context
+        partition = context.ownership.partition(topic, index)
+        if partition is None:
+            code, leader = why_not_served(context, topic, index)
+            return _empty(wanted, code, leader)
+        high_watermark = partition.high_watermark
+        if leader_epoch >= 0 and leader_epoch != partition.leader_epoch:
+            return _empty(
+                wanted, epoch_error(partition, leader_epoch), (context.cluster.node_id, partition.leader_epoch)
+            )
+        if offset > high_watermark:
+            return None
+        if offset < partition.log_start_offset:
+            return _empty(wanted, ErrorCode.OFFSET_OUT_OF_RANGE, None, partition)
+        if last_fetched_epoch >= 0:
+            # KIP-595: where the reader's history leaves ours, tell it so instead of sending records.
+            epoch, epoch_end = partition.end_of_epoch(last_fetched_epoch)
+            if 0 <= epoch and (epoch < last_fetched_epoch or epoch_end < offset):
+                return _diverging(wanted, partition, (epoch, epoch_end))
+        if offset == high_watermark:
+            return _found(wanted, partition, (), 0)
+        limit = min(partition_max_bytes, self._max_bytes - total)
+        if limit <= 0 and total:
+            return _found(wanted, partition, (), 0)
+        pieces, length = _from_memory(partition, offset, limit, total == 0)
+        if length == 0 and partition.extents[partition.find(offset)].views is None:
+            return None
+        context.metrics.cells[CACHE_HITS] += 1
+        context.metrics.cells[CACHE_HIT_BYTES] += length
+        return _found(wanted, partition, pieces, length)
+
+    # Waiting
+
+    def _wait(self, found: int) -> None:
+        self._added = found
+        if self._timer is not None:
+            return
+        view = self._view
+        context = self._context
+        remaining = self._arrived + view.max_wait_ms / 1000 - context.clock.monotonic()
+        self._timer = context.clock.call_later(max(remaining, 0.0), self._timed_out)
+        assert self._pending is not None
+        self._pending.on_close = self._abandon
+        for topic, index, *_ in view.partitions:
+            partition = context.ownership.partition(topic, index)
+            if partition is not None:
+                partition.waiters.add(self._woken)
+                self._partitions.append(partition)
+
+    def _woken(self, added: int) -> None:
+        self._added += added
+        if self._added >= self._view.min_bytes and self._pending is not None:
+            self.attempt()
+
+    def _timed_out(self) -> None:
+        if self._pending is not None:
+            self.attempt(is_last=True)
+
+    def _abandon(self) -> None:
+        self._stop_waiting()
+        self._pending = None
+
+    def _stop_waiting(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+            for partition in self._partitions:
+                partition.waiters.discard(self._woken)
+            self._partitions = []
+
+    # Reading back
+
+    async def _read_cold(self, results: list[FetchResult], cold: Sequence[int], total: int) -> None:
+        """Fill in what is not in memory, and answer."""
+        self._context.metrics.cells[CACHE_MISSES] += len(cold)
+        for position in cold:
+            wanted = self._view.partitions[position]
+            try:
+                result = await self._read_back(wanted, total)
+            except Fenced:
+                if self._pending is not None:
+                    self._pending.close_connection("fenced")
+                return
+            except KafscaleError as error:
+                code, _ = code_of(error)
+                if isinstance(error, Corrupt | ObjectMissing):
+                    log.error(
+                        "stored records can't be served",
+                        extra={"topic": str(wanted[0]), "partition": wanted[1], "why": str(error)},
+                    )
+                result = _empty(wanted, code, None)
+            results[position] = result
+            total += result[10]
+        self._answer(results)
+
+    async def _read_back(self, wanted: FetchPartition, total: int) -> FetchResult:
+        topic, index, _, offset, _, _, partition_max_bytes = wanted
+        context = self._context
+        for _ in range(COLD_READ_TRIES):
+            partition = context.ownership.partition(topic, index)
+            if partition is None:
+                code, leader = why_not_served(context, topic, index)
+                return _empty(wanted, code, leader)
+            if offset > partition.high_watermark:
+                # We may have been replaced without knowing it, and the record be there: ask before saying it is not.
+                await context.log.check_not_fenced()
+                if context.log.fenced is not None:
+                    raise Fenced(context.log.fenced)
+                return _empty(wanted, ErrorCode.OFFSET_OUT_OF_RANGE, None, partition)
+            if offset < partition.log_start_offset:
+                return _empty(wanted, ErrorCode.OFFSET_OUT_OF_RANGE, None, partition)
+            limit = min(partition_max_bytes, self._max_bytes - total)
+            if offset == partition.high_watermark or (limit <= 0 and total):
+                return _found(wanted, partition, (), 0)
+            try:
+                pieces, length = await self._read_extents(partition, offset, limit, total == 0)
+            except ObjectMissing:
+                continue
+            return _found(wanted, partition, pieces, length)
+        raise ObjectMissing(f"an object of {wanted[0]!r}-{index} at offset {offset} is missing from the store")
+
+    async def _read_extents(
+        self, partition: PartitionLog, offset: int, limit: int, at_least_one: bool
+    ) -> tuple[list[Buffer], int]:
+        pieces: list[Buffer] = []
+        total = 0
+        while offset < partition.high_watermark:
+            number = partition.find(offset)
+            extent = partition.extents[number]
+            views = extent.views
+            if views is None:
+                views = [await self._context.cold_reader.read(partition.extents, number)]
+            found, length = cut(views, offset, limit - total, at_least_one and total == 0)
+            pieces += found
+            total += length
+            if length == 0 or total >= limit:
+                break
+            offset = extent.last_offset + 1
+        return pieces, total
+
+    # Answering
+
+    def _answer(self, results: list[FetchResult]) -> None:
+        self._stop_waiting()
+        pending = self._pending
+        if pending is None:
+            return
+        self._pending = None
+        context = self._context
+        cells = context.metrics.cells
+        failed = False
+        for result in results:
+            cells[BYTES_FETCHED] += result[10]
+            if result[2]:
+                cells[error_cell(result[2])] += 1
+                failed = True
+        header = self._request.header
+        FETCH_LATENCY.observe(cells, int((context.clock.monotonic() - self._arrived) * 1e6))
+        nodes = current_leaders(context, results) if failed and header.api_version >= FIRST_WITH_NODES else ()
+        pending.on_close = None
+        pending.answer(encode_fetch_response(header.api_version, header.correlation_id, 0, 0, results, nodes=nodes))
+
+
+def _from_memory(partition: PartitionLog, offset: int, limit: int, at_least_one: bool) -> tuple[list[Buffer], int]:
+    """Whole batches from `offset` on, as far as they are in memory and fit."""
+    extents = partition.extents
+    pieces: list[Buffer] = []
+    total = 0
+    for number in range(partition.find(offset), len(extents)):
+        extent = extents[number]
+        views = extent.views
+        if views is None:
+            break
+        if offset == extent.base_offset and extent.length <= limit - total:
+            pieces += views
+            length = extent.length
+        else:
+            found, length = cut(views, offset, limit - total, at_least_one and total == 0)
+            pieces += found
+        total += length
+        if length == 0 or total >= limit:
+            break
+        offset = extent.last_offset + 1
+    return pieces, total
+
+
+def _found(wanted: FetchPartition, partition: PartitionLog, pieces: Sequence[Buffer], length: int) -> FetchResult:
+    high_watermark = partition.high_watermark
+    return (
+        wanted[0],
+        wanted[1],
+        0,
+        high_watermark,
+        high_watermark,
+        partition.log_start_offset,
+        None,
+        None,
+        -1,
+        pieces,
+        length,
+    )
+
+
+def _diverging(wanted: FetchPartition, partition: PartitionLog, divergence: tuple[int, int]) -> FetchResult:
+    high_watermark, start = partition.high_watermark, partition.log_start_offset
+    return wanted[0], wanted[1], 0, high_watermark, high_watermark, start, None, divergence, -1, (), 0
+
+
+def _empty(
+    wanted: FetchPartition, code: int, leader: tuple[int, int] | None, partition: PartitionLog | None = None
+) -> FetchResult:
+    if partition is None:
+        return wanted[0], wanted[1], code, -1, -1, -1, leader, None, -1, (), 0
+    high_watermark = partition.high_watermark
+    start = partition.log_start_offset
+    return wanted[0], wanted[1], code, high_watermark, high_watermark, start, leader, None, -1, (), 0

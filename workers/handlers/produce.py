@@ -1,0 +1,197 @@
+"""Produce (key 0), versions 3 to 13; advertised from 0 (KAFKA-18659). Transactions are left out.
+
+The hot path of writes: parse, check, append, and answer when the flush is durable. One pass over the request, no task; the
+partitions of a request share the open flush, and the answer is built when that is durable. A duplicate of an idempotent
+producer waits for its original. acks=0 gets no answer; its errors close the connection, as in Kafka.
+"""
+
+from __future__ import annotations
+
+from kafscale.errors import Invalid, Retry
+from kafscale.metrics import BATCHES_PRODUCED, BYTES_PRODUCED, DUPLICATES, PRODUCE_LATENCY, RECORDS_PRODUCED, error_cell
+from kafscale.protocol.batches import (
+    NO_LIMIT,
+    BatchHeader,
+    check_produced,
+    read_header,
+    stamp_log_append_time,
+    stamp_max_timestamp,
+)
+from kafscale.protocol.error_codes import ErrorCode
+from kafscale.protocol.produce import ProduceResult, encode_produce_response, parse_produce
+from kafscale.protocol.records import max_timestamp_record
+from kafscale.storage.flusher import Flush
+from kafscale.storage.partition import PartitionLog
+from workers.connection import Pending
+from workers.context import Context, Request
+from workers.partitions import current_leaders, why_not_served
+
+FIRST_WITH_LEADERS = 10
+
+
+class WaitingProduce:
+    """A produce request whose flush is not durable yet."""
+
+    __slots__ = ("_arrived", "_context", "_correlation_id", "_expires", "_pending", "_results", "_sizes", "_version")
+
+    def __init__(
+        self,
+        context: Context,
+        request: Request,
+        pending: Pending,
+        results: list[ProduceResult],
+        sizes: tuple[int, int, int],
+        arrived: float,
+        timeout_ms: int,
+    ) -> None:
+        self._context = context
+        self._version = request.header.api_version
+        self._correlation_id = request.header.correlation_id
+        self._pending: Pending | None = pending
+        self._results = results
+        self._sizes = sizes
+        self._arrived = arrived
+        self._expires = arrived + timeout_ms / 1000
+
+    def complete(self) -> None:
+        """Everything is durable: say so."""
+        pending = self._pending
+        if pending is None:
+            return
+        self._pending = None
+        cells = self._context.metrics.cells
+        batches, records, size = self._sizes
+        cells[BATCHES_PRODUCED] += batches
+        cells[RECORDS_PRODUCED] += records
+        cells[BYTES_PRODUCED] += size
+        PRODUCE_LATENCY.observe(cells, int((self._context.clock.monotonic() - self._arrived) * 1e6))
+        pending.answer(encode_produce_response(self._version, self._correlation_id, self._results))
+
+    def expire(self, now: float) -> None:
+        """The client's patience is over: say that we can't tell (retriable; an idempotent producer sends it again)."""
+        pending = self._pending
+        if pending is None or now < self._expires:
+            return
+        self._pending = None
+        code = ErrorCode.REQUEST_TIMED_OUT
+        results = [r if r[2] else (r[0], r[1], code, -1, -1, -1, None, None) for r in self._results]
+        self._context.metrics.cells[error_cell(code)] += len(results)
+        pending.answer(encode_produce_response(self._version, self._correlation_id, results))
+
+
+def handle(
+    context: Context, request: Request, buffer: bytearray | memoryview, start: int, end: int, pending: Pending
+) -> None:
+    """Append everything that can be appended, and answer when it is durable."""
+    version = request.header.api_version
+    view = parse_produce(version, buffer, start, end)
+    find = context.ownership.partition
+    # The shared receive buffer is overwritten after this call; a large frame's own memory stays.
+    is_kept = isinstance(buffer, memoryview)
+    now_ms = context.clock.wall_ms()
+    arrived = context.clock.monotonic()
+    refusal = _refusal(view.acks, view.transactional_id)
+    results: list[ProduceResult] = []
+    flush: Flush | None = None
+    batches = record_count = size = 0
+    failed = False
+    for topic, index, records in view.partitions:
+        partition = find(topic, index)
+        if partition is None or records is None or refusal is not None:
+            results.append(_refused(context, topic, index, records, refusal))
+            failed = True
+            continue
+        try:
+            header, base_offset, waits_for = _append(context, partition, records, is_kept, version, now_ms)
+        except (Invalid, Retry) as error:
+            results.append((topic, index, error.code, -1, -1, -1, str(error), None))
+            failed = True
+            continue
+        if waits_for is not None and (flush is None or waits_for.number > flush.number):
+            flush = waits_for
+        appended_ms = now_ms if partition.config.log_append_time else -1
+        results.append((topic, index, 0, base_offset, appended_ms, partition.log_start_offset, None, None))
+        batches += 1
+        record_count += header.record_count
+        size += len(records)
+    if failed:
+        _count_errors(context, results)
+    if view.acks == 0:
+        if failed:
+            pending.close_connection("error")
+        else:
+            pending.answer(None)
+        return
+    if flush is None:
+        nodes = current_leaders(context, results) if failed and version >= FIRST_WITH_LEADERS else ()
+        pending.answer(encode_produce_response(version, request.header.correlation_id, results, nodes=nodes))
+        return
+    waiting = WaitingProduce(
+        context, request, pending, results, (batches, record_count, size), arrived, view.timeout_ms
+    )
+    flush.answers.append(waiting.complete)
+
+
+def _append(
+    context: Context, partition: PartitionLog, records: memoryview, is_kept: bool, version: int, now_ms: int
+) -> tuple[BatchHeader, int, Flush | None]:
+    """Check one partition's batch and append it. Returns its header, its base offset and the flush to wait for.
+
+    Raises Invalid.
+    """
+    config = partition.config
+    if config.log_append_time:
+        header = check_produced(records, config.max_message_bytes, now_ms, version, NO_LIMIT, NO_LIMIT)
+    else:
+        header = check_produced(
+            records,
+            config.max_message_bytes,
+            now_ms,
+            version,
+            config.timestamp_before_max_ms,
+            config.timestamp_after_max_ms,
+        )
+    if header.producer_id >= 0:
+        duplicate = partition.duplicate_of(header)
+        if duplicate is not None:
+            context.metrics.cells[DUPLICATES] += 1
+            is_durable = duplicate.last_offset < partition.high_watermark or context.bugs.duplicate_answered_early
+            return header, duplicate.base_offset, None if is_durable else partition.last_flush
+    batch = records if is_kept else bytearray(records)
+    if config.log_append_time:
+        stamp_log_append_time(batch, now_ms)
+        header = read_header(batch)
+    elif header.lacks_max_timestamp:
+        newest = max_timestamp_record(batch)
+        stamp_max_timestamp(batch, newest[1] if newest is not None else header.base_timestamp)
+        header = read_header(batch)
+    base_offset, flush = context.flusher.append(partition, batch, header, now_ms)
+    return header, base_offset, flush
+
+
+def _refusal(acks: int, transactional_id: str | None) -> tuple[int, str] | None:
+    """Why nothing of the request can be taken, if so."""
+    if acks not in (-1, 0, 1):
+        return ErrorCode.INVALID_REQUIRED_ACKS, f"acks is {acks}; it may be -1 (all), 0 or 1"
+    if transactional_id is not None:
+        return ErrorCode.INVALID_TXN_STATE, "transactions are not supported yet"
+    return None
+
+
+def _refused(
+    context: Context, topic: str | bytes, index: int, records: memoryview | None, refusal: tuple[int, str] | None
+) -> ProduceResult:
+    if refusal is not None:
+        code, message = refusal
+        return topic, index, code, -1, -1, -1, message, None
+    code, leader = why_not_served(context, topic, index)
+    if not code and records is None:
+        return topic, index, ErrorCode.INVALID_RECORD, -1, -1, -1, "no record batch for the partition", None
+    return topic, index, code, -1, -1, -1, None, leader
+
+
+def _count_errors(context: Context, results: list[ProduceResult]) -> None:
+    cells = context.metrics.cells
+    for result in results:
+        if result[2]:
+            cells[error_cell(result[2])] += 1

@@ -1,0 +1,313 @@
+"""What this worker owns: its slots, their partitions, and the objects these refer to.
+
+Owns the table of partitions that are served here right now. What must always hold: a partition is in it only between
+the load of its slot (from ended logs, then a checkpoint of its own) and the end of this incarnation; it agrees with
+the cluster state that was applied last; an object of ours that no partition refers to any more is known, so that a
+checkpoint can give it up. It reads the store only while loading.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from typing import Protocol
+
+from kafscale.clock import Clock
+from kafscale.config import Settings
+from kafscale.coordination.cluster import ClusterState, Topic, slot_of
+from kafscale.coordination.topic_configs import effective
+from kafscale.errors import Invalid
+from kafscale.protocol.error_codes import ErrorCode
+from kafscale.storage.extents import Extent
+from kafscale.storage.flusher import Flush, Flusher
+from kafscale.storage.keys import writer_of
+from kafscale.storage.log_objects import ManifestPlace
+from kafscale.storage.manifest import GroupSnapshot, SlotManifest, restore_partition
+from kafscale.storage.partition import PartitionLog, check_dense
+from kafscale.storage.planted import NO_BUGS, PlantedBugs
+from kafscale.storage.recovery import Earlier, LoadedSlot, Replayed, apply_replay, load_slots
+from kafscale.storage.store import ObjectStore
+from kafscale.storage.takeover import LogReader
+from workers.context import ClusterView
+
+PartitionId = tuple[bytes, int]
+# Waiters of a partition that is gone are woken with so many bytes as make any of them look again.
+WAKE_ALL = 1 << 40
+
+
+class GroupState(Protocol):
+    """The coordinator's side of loading and snapshotting (`workers/groups.py`)."""
+
+    async def load(self, partition: PartitionLog, state: bytes | None, replay_from: int) -> None:
+        """Take over a partition that may coordinate groups: `state` from a manifest, then its records from
+        `replay_from` on."""
+        ...
+
+    def snapshot(self, partition: PartitionLog) -> bytes | None:
+        """The state to put into the slot's manifest; None if the partition coordinates nothing."""
+        ...
+
+    def topic_deleted(self, topic: Topic) -> None: ...
+
+
+def settle(future: asyncio.Future[None]) -> None:
+    """Resolve a future that its waiter may have given up."""
+    if not future.done():
+        future.set_result(None)
+
+
+class References:
+    """How many extents refer to each object, and which of our own objects none refers to any more."""
+
+    def __init__(self, log_id: str) -> None:
+        self.unreferenced: list[str] = []
+        self._log_id = log_id
+        self._counts: dict[str, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._counts)
+
+    def add(self, key: str, count: int = 1) -> None:
+        self._counts[key] = self._counts.get(key, 0) + count
+
+    def drop(self, extents: Iterable[Extent]) -> None:
+        for extent in extents:
+            left = self._counts[extent.key] - 1
+            if left:
+                self._counts[extent.key] = left
+                continue
+            del self._counts[extent.key]
+            # What another incarnation wrote is not ours to delete: the sweep does it.
+            if writer_of(extent.key) == self._log_id:
+                self.unreferenced.append(extent.key)
+
+
+class OwnedSlot:
+    """A slot this worker owns. `place` is where its newest manifest lies; `is_dirty`: it has changed since."""
+
+    __slots__ = ("epoch", "is_dirty", "partitions", "place", "slot")
+
+    def __init__(self, slot: int, epoch: int, place: ManifestPlace | None) -> None:
+        self.slot = slot
+        self.epoch = epoch
+        self.place = place
+        self.is_dirty = False
+        self.partitions: dict[PartitionId, PartitionLog] = {}
+
+
+class Ownership:
+    """The partitions served here."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: ObjectStore,
+        reader: LogReader,
+        clock: Clock,
+        cluster: ClusterView,
+        log_id: str,
+        flusher: Flusher,
+        groups: GroupState,
+        bugs: PlantedBugs = NO_BUGS,
+    ) -> None:
+        self.slots: dict[int, OwnedSlot] = {}
+        self.references = References(log_id)
+        self._partitions: dict[PartitionId, PartitionLog] = {}
+        # The same by topic name as well: one look-up on the hot path, whichever a request has.
+        self._found: dict[tuple[bytes | str, int], PartitionLog] = {}
+        self._loading: set[int] = set()
+        # The topics as they were when the cluster state was last followed.
+        self._followed: dict[str, Topic] = {}
+        self._settings = settings
+        self._store = store
+        self._reader = reader
+        self._clock = clock
+        self._cluster = cluster
+        self._log_id = log_id
+        self._flusher = flusher
+        self._groups = groups
+        self._bugs = bugs
+
+    # Looking up
+
+    def partition(self, topic: bytes | str, index: int) -> PartitionLog | None:
+        """The partition of this topic (id or name), if it is served here right now."""
+        return self._found.get((topic, index))
+
+    def partitions(self) -> Iterable[PartitionLog]:
+        return self._partitions.values()
+
+    def is_loading(self, topic_id: bytes, index: int) -> bool:
+        """Whether the partition is assigned to this worker and not yet served."""
+        return slot_of(topic_id, index, self._cluster.state.slot_count) in self._loading
+
+    # Loading
+
+    async def load(self) -> list[OwnedSlot]:
+        """Take over every slot that the cluster state assigns to this log and that is not owned yet.
+
+        They are complete when this returns, but served only after `serve`, which waits for the first checkpoint. Raises
+        Corrupt where the store does not hold what it must.
+        """
+        state = self._cluster.state
+        earlier: dict[int, list[Earlier]] = {}
+        epochs: dict[int, int] = {}
+        for slot, assignments in enumerate(state.slots):
+            if assignments and assignments[-1].log_id == self._log_id and slot not in self.slots:
+                earlier[slot] = [Earlier(entry.epoch, entry.log_id) for entry in assignments[:-1]]
+                epochs[slot] = assignments[-1].epoch
+        self._loading.update(earlier)
+        loaded = await load_slots(
+            self._store,
+            self._reader,
+            self._clock,
+            earlier,
+            lambda topic_id, index: slot_of(topic_id, index, state.slot_count),
+        )
+        owned = []
+        by_slot = self._topics_by_slot()
+        for slot, found in loaded.items():
+            entry = OwnedSlot(slot, epochs[slot], None)
+            owned.append(entry)
+            await self._restore(entry, found, by_slot.get(slot, []))
+        return owned
+
+    def serve(self, owned: Iterable[OwnedSlot]) -> None:
+        """From now on these slots are served: a checkpoint of ours names them."""
+        for entry in owned:
+            self.slots[entry.slot] = entry
+            self._loading.discard(entry.slot)
+            for partition in entry.partitions.values():
+                self._add(partition)
+        self._followed = {}
+        self.apply_state(self._cluster.state)
+        alive = {topic.topic_id for topic in self._cluster.state.topics.values()}
+        for identity in [identity for identity in self._partitions if identity[0] not in alive]:
+            self._forget(identity)
+
+    def _topics_by_slot(self) -> dict[int, list[tuple[Topic, int]]]:
+        by_slot: dict[int, list[tuple[Topic, int]]] = {}
+        slot_count = self._cluster.state.slot_count
+        for topic in self._cluster.state.topics.values():
+            for index in range(topic.partitions):
+                by_slot.setdefault(slot_of(topic.topic_id, index, slot_count), []).append((topic, index))
+        return by_slot
+
+    async def _restore(self, entry: OwnedSlot, found: LoadedSlot, members: list[tuple[Topic, int]]) -> None:
+        manifest = found.manifest or SlotManifest(slot=entry.slot, epoch=0, objects=[], partitions=[])
+        described = {(item.topic_id, item.index): item for item in manifest.partitions}
+        snapshots = {(item.topic_id, item.index): item.state for item in manifest.groups}
+        replays: dict[PartitionId, list[Replayed]] = {}
+        for replayed in found.replay:
+            replays.setdefault((replayed.group.topic_id, replayed.group.partition), []).append(replayed)
+        for topic, index in members:
+            identity = (topic.topic_id, index)
+            partition = self._new_partition(topic, index, entry)
+            if identity in described:
+                restore_partition(partition, described[identity], manifest.objects)
+            replay_from = partition.high_watermark
+            apply_replay(partition, replays.get(identity, ()), self._bugs)
+            check_dense(partition)
+            partition.lead(entry.epoch)
+            for extent in partition.extents:
+                self.references.add(extent.key)
+            await self._groups.load(partition, snapshots.get(identity), replay_from)
+            # Only a manifest names what was replayed, and names the topics that are gone no more.
+            entry.is_dirty = entry.is_dirty or bool(partition.extents)
+        entry.is_dirty = entry.is_dirty or bool(described)
+
+    def _new_partition(self, topic: Topic, index: int, entry: OwnedSlot) -> PartitionLog:
+        config = effective(topic.configs, self._settings)
+        partition = PartitionLog(topic.name, topic.topic_id, index, entry.slot, entry.epoch, config)
+        entry.partitions[topic.topic_id, index] = partition
+        return partition
+
+    # Following the cluster
+
+    def apply_state(self, state: ClusterState) -> None:
+        """Follow the catalogue: new topics and partitions appear, deleted ones go, settings take effect."""
+        for name, topic in self._followed.items():
+            new = state.topics.get(name)
+            if new is None or new.topic_id != topic.topic_id:
+                for index in range(topic.partitions):
+                    self._forget((topic.topic_id, index))
+                self._groups.topic_deleted(topic)
+        for name, topic in state.topics.items():
+            if self._followed.get(name) is not topic:
+                self._follow(topic, state.slot_count)
+        self._followed = state.topics
+
+    def _follow(self, topic: Topic, slot_count: int) -> None:
+        config = effective(topic.configs, self._settings)
+        for index in range(topic.partitions):
+            partition = self._partitions.get((topic.topic_id, index))
+            if partition is not None:
+                partition.config = config
+                continue
+            entry = self.slots.get(slot_of(topic.topic_id, index, slot_count))
+            if entry is not None:
+                self._add(self._create(topic, index, entry))
+
+    def _add(self, partition: PartitionLog) -> None:
+        self._partitions[partition.topic_id, partition.index] = partition
+        self._found[partition.topic_id, partition.index] = partition
+        self._found[partition.topic, partition.index] = partition
+
+    def _create(self, topic: Topic, index: int, entry: OwnedSlot) -> PartitionLog:
+        partition = self._new_partition(topic, index, entry)
+        partition.lead(entry.epoch)
+        return partition
+
+    def _forget(self, identity: PartitionId) -> None:
+        partition = self._partitions.pop(identity, None)
+        if partition is None:
+            return
+        del self._found[identity]
+        if self._found.get((partition.topic, partition.index)) is partition:
+            del self._found[partition.topic, partition.index]
+        entry = self.slots[partition.slot]
+        del entry.partitions[identity]
+        entry.is_dirty = True
+        self.references.drop(partition.extents)
+        for waiter in list(partition.waiters):
+            waiter(WAKE_ALL)
+
+    # Durability
+
+    def flushed(self, flush: Flush) -> None:
+        """A flush is durable: its slots have changed, and its object is referred to."""
+        for partition, extent in flush.placed:
+            self.references.add(extent.key)
+            if self._partitions.get((partition.topic_id, partition.index)) is partition:
+                self.slots[partition.slot].is_dirty = True
+            else:
+                self.references.drop((extent,))  # the topic was deleted meanwhile
+        for partition in flush.log_starts:
+            self.slots[partition.slot].is_dirty = True
+        self.references.drop(flush.dropped)
+
+    async def delete_records(self, partition: PartitionLog, before_offset: int) -> int:
+        """Raise the log start offset to `before_offset` (-1: the high watermark), durably; returns the new one.
+
+        Raises Invalid (OFFSET_OUT_OF_RANGE) above the high watermark or below -1.
+        """
+        target = partition.high_watermark if before_offset == -1 else before_offset
+        if not 0 <= target <= partition.high_watermark:
+            raise Invalid(
+                ErrorCode.OFFSET_OUT_OF_RANGE,
+                f"records before {before_offset} can't be deleted: the high watermark is {partition.high_watermark}",
+            )
+        if target > partition.log_start_offset:
+            durable: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            flush = self._flusher.raise_log_start(partition, target)
+            flush.answers.append(lambda: settle(durable))
+            await durable
+        return partition.log_start_offset
+
+    def group_snapshots(self, entry: OwnedSlot) -> list[GroupSnapshot]:
+        snapshots = []
+        for partition in entry.partitions.values():
+            state = self._groups.snapshot(partition)
+            if state is not None:
+                snapshots.append(GroupSnapshot(partition.topic_id, partition.index, state))
+        return snapshots
