@@ -1,0 +1,203 @@
+"""Processes of a simulated world: they can be paused, resumed and crashed, and each has a clock of its own.
+
+A process is woken only from outside: by an answer of the store, by its clock, by the network, by its control channel.
+All of these come through its gate (`Process.deliver`). While it is paused they are held, in order, and come when it
+resumes; once it has crashed they are dropped. Whatever a process starts, tasks and callbacks alike, carries the process
+with it in its context, so that a crash finds all of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import random
+import weakref
+from collections import deque
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from tests.sim.loop import SimLoop
+
+_process: contextvars.ContextVar[Process | None] = contextvars.ContextVar("process", default=None)
+
+EPOCH_MS = 1_800_000_000_000
+
+
+class Process:
+    """One process of the world."""
+
+    def __init__(self, world: World, name: str) -> None:
+        self.name = name
+        self.is_paused = False
+        self.is_dead = False
+        self._is_draining = False
+        self.on_crash: list[Callable[[], None]] = []
+        self._world = world
+        self._context = contextvars.Context()
+        self._context.run(_process.set, self)
+        self._held: deque[tuple[Callable[..., Any], tuple[Any, ...]]] = deque()
+        # Tasks in the order of their creation, so that a crash cancels them in the same order every time.
+        self.tasks: dict[asyncio.Task[Any], None] = {}
+
+    def deliver(self, callback: Callable[..., Any], *args: Any) -> None:
+        """Run `callback(*args)` inside the process: now, on resumption, or, if it is dead, never."""
+        if self.is_dead:
+            return
+        if self.is_paused or self._is_draining:
+            self._held.append((callback, args))
+            return
+        self.run(callback, *args)
+
+    def run(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Call something as the process. What it raises is its own affair, as in a callback of an event loop."""
+        return self._context.copy().run(function, *args)
+
+    def spawn(self, coroutine: Coroutine[Any, Any, Any], name: str | None = None) -> asyncio.Task[Any]:
+        task: asyncio.Task[Any] = self.run(lambda: asyncio.get_running_loop().create_task(coroutine, name=name))
+        return task
+
+    def pause(self) -> None:
+        if not self.is_dead:
+            self._world.trace(f"pause {self.name}")
+            self.is_paused = True
+
+    def resume(self) -> None:
+        if self.is_dead or not self.is_paused:
+            return
+        self._world.trace(f"resume {self.name}")
+        self.is_paused = False
+        # What has waited comes one by one, each in a turn of the loop, and keeps its place before what comes later.
+        if not self._is_draining:
+            self._is_draining = True
+            self._world.loop.call_soon(self._drain, context=contextvars.Context())
+
+    def _drain(self) -> None:
+        if self.is_dead or self.is_paused or not self._held:
+            self._is_draining = False
+            return
+        callback, args = self._held.popleft()
+        self._world.loop.call_soon(self._drain, context=contextvars.Context())
+        self.run(callback, *args)
+
+    def crash(self) -> None:
+        """End at once: tasks are cancelled, and nothing they do on the way reaches anyone."""
+        if self.is_dead:
+            return
+        self._world.trace(f"crash {self.name}")
+        self.is_dead = True
+        self._held.clear()
+        for callback in self.on_crash:
+            callback()
+        self.on_crash.clear()
+        for task in list(self.tasks):
+            task.cancel()
+
+
+class SimTimer:
+    """A timer of a process: it may be cancelled until it has run, also while it is held at the gate."""
+
+    def __init__(self) -> None:
+        self._handle: asyncio.TimerHandle | None = None
+        self._is_cancelled = False
+
+    def cancel(self) -> None:
+        self._is_cancelled = True
+        if self._handle is not None:
+            self._handle.cancel()
+
+    def _run(self, callback: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        if not self._is_cancelled:
+            callback(*args)
+
+
+class SimClock:
+    """A `Clock` of one process. Wall time may be set off against the world's; monotonic time only begins elsewhere."""
+
+    def __init__(self, world: World, process: Process) -> None:
+        self._loop = world.loop
+        self._process = process
+        self._monotonic_zero = world.random.uniform(0, 10_000)
+        self.wall_offset_ms = 0
+
+    def wall_ms(self) -> int:
+        return EPOCH_MS + int(self._loop.time() * 1000) + self.wall_offset_ms
+
+    def monotonic(self) -> float:
+        return self._monotonic_zero + self._loop.time()
+
+    async def sleep(self, seconds: float) -> None:
+        woken: asyncio.Future[None] = self._loop.create_future()
+        timer = self.call_later(seconds, lambda: None if woken.done() else woken.set_result(None))
+        try:
+            await woken
+        finally:
+            timer.cancel()
+
+    def call_later(self, seconds: float, callback: Callable[..., Any], *args: Any) -> SimTimer:
+        timer = SimTimer()
+        timer._handle = self._loop.call_later(max(0.0, seconds), self._process.deliver, timer._run, callback, args)
+        return timer
+
+
+class World:
+    """Time, chance, processes, and what happened."""
+
+    def __init__(self, loop: SimLoop, seed: int, keep_trace: bool = False) -> None:
+        self.loop = loop
+        self.seed = seed
+        self.random = random.Random(seed)
+        self.processes: list[Process] = []
+        # What went wrong outside the clients' view: a surprise in a task, a buffer that changed under way.
+        self.complaints: list[str] = []
+        self.trace_lines: list[str] = []
+        self._keep_trace = keep_trace
+        self._process_of: weakref.WeakKeyDictionary[asyncio.Task[Any], Process] = weakref.WeakKeyDictionary()
+        loop.set_task_factory(self._make_task)
+        loop.on_uncaught = self._uncaught
+
+    def process(self, name: str) -> Process:
+        process = Process(self, name)
+        self.processes.append(process)
+        return process
+
+    def stream(self, name: str) -> random.Random:
+        """A source of chance of its own, so that one part's draws don't shift another's."""
+        return random.Random(f"{self.seed}/{name}")
+
+    def trace(self, line: str) -> None:
+        if self._keep_trace:
+            self.trace_lines.append(f"{self.loop.time():12.6f} {line}")
+
+    def complain(self, what: str) -> None:
+        self.trace(f"COMPLAINT {what}")
+        self.complaints.append(f"at {self.loop.time():.3f} s: {what}")
+
+    def _make_task(
+        self, loop: asyncio.AbstractEventLoop, coroutine: Any, context: contextvars.Context | None = None
+    ) -> asyncio.Task[Any]:
+        if context is None:
+            task = asyncio.Task(coroutine, loop=loop)
+            process = _process.get()
+        else:
+            task = asyncio.Task(coroutine, loop=loop, context=context)
+            process = context.get(_process)
+        if process is not None:
+            process.tasks[task] = None
+            self._process_of[task] = process
+            task.add_done_callback(lambda done: process.tasks.pop(done, None) and None)
+            if process.is_dead:
+                task.cancel()
+        return task
+
+    def _uncaught(self, context: dict[str, Any]) -> bool:
+        process = None
+        if "handle" in context:
+            process = context["handle"]._context.get(_process)
+        elif isinstance(task := context.get("task") or context.get("future"), asyncio.Task):
+            process = self._process_of.get(task)
+        if process is not None and process.is_dead:
+            return False
+        error = context.get("exception")
+        name = process.name if process is not None else "the world"
+        self.complain(f"{name}: {context.get('message')}: {error!r}")
+        return True
