@@ -218,8 +218,8 @@ class _Checker:
         if event.high_watermark < reached:
             self._found(
                 "high-watermark",
-                f"{event.reader} is told {event.high_watermark} for {name} by the owner of epoch {epoch}, which had
-                said" f" {reached} before it was asked",
+                f"{event.reader} is told {event.high_watermark} for {name} by the owner of epoch {epoch}, which"
+                f" had said {reached} before it was asked",
             )
         if not steps or event.high_watermark > steps[-1][1]:
             steps.append((time, event.high_watermark))
@@ -332,8 +332,8 @@ class _Checker:
                     if acknowledged is None or acknowledged >= final.log_start_offset:
                         self._found(
                             "lost",
-                            f"{value!r} was acknowledged at offset {acknowledged} of {_name(event.partition)} and is
-                            not" f" in the log from {final.log_start_offset} to {final.end_offset}",
+                            f"{value!r} was acknowledged at offset {acknowledged} of {_name(event.partition)} and is"
+                            f" not in the log from {final.log_start_offset} to {final.end_offset}",
                         )
                 elif acknowledged is not None and acknowledged != offset:
                     self._found(

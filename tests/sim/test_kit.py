@@ -46,7 +46,7 @@ def test_spinning_without_end_is_stopped() -> None:
     """Goal: a task that runs for ever, with or without time passing, ends the simulation."""
 
     async def ticking() -> None:
-        while True:
+        while True:  # noqa: ASYNC110
             await asyncio.sleep(1)
 
     with pytest.raises(OutOfTime):
