@@ -5,6 +5,7 @@ A handler gets a `Context` and a `Request`; it owns no state. Everything mutable
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -17,8 +18,13 @@ from kafscale.protocol.headers import RequestHeader
 
 if TYPE_CHECKING:
     from kafscale.metrics import MetricsBlock
+    from kafscale.storage.flusher import Flusher
+    from kafscale.storage.planted import PlantedBugs
+    from kafscale.storage.reads import ColdReader
+    from kafscale.storage.worker_log import WorkerLog
     from workers.admin import Admin
     from workers.groups import Groups
+    from workers.lease import Lease
     from workers.ownership import Ownership
     from workers.producer_ids import ProducerIds
 
@@ -64,8 +70,15 @@ class Context:
     settings: Settings
     clock: Clock
     cluster: ClusterView
+    log: WorkerLog
+    flusher: Flusher
+    cold_reader: ColdReader
+    lease: Lease
     ownership: Ownership
     groups: Groups
     admin: Admin
     producer_ids: ProducerIds
     metrics: MetricsBlock
+    bugs: PlantedBugs
+    # Work begun by handlers that goes on after they return; called off when the worker stops.
+    tasks: set[asyncio.Task[None]]

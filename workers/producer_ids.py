@@ -1,8 +1,8 @@
 """Producer ids: blocks of them claimed in the bucket, handed out one by one.
 
 A block has a random number and is claimed by put-if-absent, so ids are unique with no one to ask but the store, and
-idempotent producers can start while the coordination store is down. An unclear claim is abandoned: the block is lost, of
-which there are enough. Claims are never deleted.
+idempotent producers can start while the coordination store is down. An unclear claim is abandoned: the block is lost,
+of which there are enough. Claims are never deleted.
 """
 
 from __future__ import annotations

@@ -35,6 +35,12 @@ class PartitionConfig(Protocol):
     def segment_bytes(self) -> int: ...
     @property
     def max_message_bytes(self) -> int: ...
+    @property
+    def log_append_time(self) -> bool: ...
+    @property
+    def timestamp_before_max_ms(self) -> int: ...
+    @property
+    def timestamp_after_max_ms(self) -> int: ...
 
 
 class EpochStart(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -99,7 +105,7 @@ class PartitionLog:
         # The newest flush that holds something of this partition: what waits for its appends waits for this.
         self.last_flush: Flush | None = None
         # Called with the bytes added whenever the high watermark rises.
-        self.waiters: set[Callable[[int], None]] = set()
+        self.waiters: dict[Callable[[int], None], None] = {}
 
     # Appending
 

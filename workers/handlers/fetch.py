@@ -1,9 +1,9 @@
-"""Fetch (key 1), versions 4 to 18. Left out: fetch sessions (every answer says session 0, so clients send all partitions
-each time), followers (there are none), aborted transactions, preferred read replicas.
+"""Fetch (key 1), versions 4 to 18. Left out: fetch sessions (every answer says session 0, so clients send all
+partitions each time), followers (there are none), aborted transactions, preferred read replicas.
 
-The hot path of reads. What lies in memory is answered within the call: views of the bytes as they were received, no copy.
-A request that finds fewer than min_bytes waits, without a task, until the high watermarks rise or its time is over. Only
-what must be read back from the store gets a task.
+The hot path of reads. What lies in memory is answered within the call: views of the bytes as they were received, no
+copy. A request that finds fewer than min_bytes waits, without a task, until the high watermarks rise or its time is
+over. Only what must be read back from the store gets a task.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ class WaitingFetch:
         if last_fetched_epoch >= 0:
             # KIP-595: where the reader's history leaves ours, tell it so instead of sending records.
             epoch, epoch_end = partition.end_of_epoch(last_fetched_epoch)
-            if 0 <= epoch and (epoch < last_fetched_epoch or epoch_end < offset):
+            if epoch >= 0 and (epoch < last_fetched_epoch or epoch_end < offset):
                 return _diverging(wanted, partition, (epoch, epoch_end))
         if offset == high_watermark:
             return _found(wanted, partition, (), 0)
@@ -147,7 +147,7 @@ class WaitingFetch:
         for topic, index, *_ in view.partitions:
             partition = context.ownership.partition(topic, index)
             if partition is not None:
-                partition.waiters.add(self._woken)
+                partition.waiters[self._woken] = None
                 self._partitions.append(partition)
 
     def _woken(self, added: int) -> None:
@@ -168,7 +168,7 @@ class WaitingFetch:
             self._timer.cancel()
             self._timer = None
             for partition in self._partitions:
-                partition.waiters.discard(self._woken)
+                partition.waiters.pop(self._woken, None)
             self._partitions = []
 
     # Reading back

@@ -1,8 +1,8 @@
 """Produce (key 0), versions 3 to 13; advertised from 0 (KAFKA-18659). Transactions are left out.
 
-The hot path of writes: parse, check, append, and answer when the flush is durable. One pass over the request, no task; the
-partitions of a request share the open flush, and the answer is built when that is durable. A duplicate of an idempotent
-producer waits for its original. acks=0 gets no answer; its errors close the connection, as in Kafka.
+The hot path of writes: parse, check, append, and answer when the flush is durable. One pass over the request, no task;
+the partitions of a request share the open flush, and the answer is built when that is durable. A duplicate of an
+idempotent producer waits for its original. acks=0 gets no answer; its errors close the connection, as in Kafka.
 """
 
 from __future__ import annotations
