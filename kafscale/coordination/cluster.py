@@ -1,9 +1,11 @@
-"""The cluster's decisions as a value: `ClusterState`, the changes that lead from one version to the next, and their bytes.
+"""The cluster's decisions as a value: `ClusterState`, the changes that lead from one version to the next, and their
+bytes.
 
-Pure: no store, no clock, no sockets. The bytes of version v of the cluster log are an encoded `Version`; state v is state
-v-1 with its changes applied, or its snapshot where it carries one. Supervisor and workers apply the same changes with the
-same function, so they can't disagree. What must always hold: a slot's epoch never falls; a topic id is never used twice;
-the last assignment of a slot's list is its owner, earlier ones are logs that may still hold its newest manifest.
+Pure: no store, no clock, no sockets. The bytes of version v of the cluster log are an encoded `Version`; state v is
+state v-1 with its changes applied, or its snapshot where it carries one. Supervisor and workers apply the same changes
+with the same function, so they can't disagree. What must always hold: a slot's epoch never falls; a topic id is never
+used twice; the last assignment of a slot's list is its owner, earlier ones are logs that may still hold its newest
+manifest.
 """
 
 from __future__ import annotations
@@ -114,7 +116,7 @@ def apply(state: ClusterState, version: Version) -> ClusterState:
     topics = dict(state.topics)
     slots = list(state.slots)
     for change in version.changes:
-        _apply_change(change, topics, slots)
+        apply_change(change, topics, slots)
     return ClusterState(
         version=version.version,
         cluster_id=state.cluster_id,
@@ -125,7 +127,8 @@ def apply(state: ClusterState, version: Version) -> ClusterState:
     )
 
 
-def _apply_change(change: Change, topics: dict[str, Topic], slots: list[list[Assignment]]) -> None:
+def apply_change(change: Change, topics: dict[str, Topic], slots: list[list[Assignment]]) -> None:
+    """Apply one change in place. Raises Corrupt where it breaks a rule that must hold."""
     match change:
         case CreateTopic(topic):
             if topic.name in topics:

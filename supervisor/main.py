@@ -1,0 +1,65 @@
+"""Runs a broker in this process: event loop, signals, log, and the way out. Decides nothing itself."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+import signal
+from collections.abc import Mapping
+
+import msgspec
+import uvloop
+
+from kafscale import logs
+from kafscale.clock import SystemClock
+from kafscale.config import DECLARATIONS, Settings, Source
+from kafscale.config.sources import from_file
+from supervisor.supervisor import Supervisor
+
+# For tests of fencing: a hung worker is replaced, but lives on.
+NO_KILL_VARIABLE = "KAFSCALE_TEST_NO_KILL"
+
+
+def run(settings: Settings, sources: Mapping[str, Source]) -> int:
+    """Serve until a signal ends it. Returns the exit code; raises KafscaleError where the broker can't go on."""
+    logs.configure(settings, "supervisor")
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(_serve(settings, sources))
+
+
+async def _serve(settings: Settings, sources: Mapping[str, Source]) -> int:
+    supervisor = Supervisor(
+        settings,
+        SystemClock(),
+        random.Random(),
+        announce=_print_line,
+        kill_hung=os.environ.get(NO_KILL_VARIABLE) != "1",
+        reload=lambda: _reload(settings, sources),
+    )
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, supervisor.ask_to_stop)
+    loop.add_signal_handler(signal.SIGHUP, supervisor.ask_to_reload)
+    return await supervisor.run()
+
+
+def _reload(settings: Settings, sources: Mapping[str, Source]) -> None:
+    """Read the settings file again and take over what can change in a running broker: the level of the log.
+
+    A flag and a variable can't change, and go on ranking above the file. Raises UsageError.
+    """
+    paths = {source.name for source in sources.values() if source.kind == "file"}
+    for path in paths:
+        found = from_file(path, path, DECLARATIONS)
+        if "log_level" in found and sources["log_level"].kind in ("file", "default"):
+            logs.configure(msgspec.structs.replace(settings, log_level=found["log_level"][0]), "supervisor")
+    logging.getLogger(__name__).info("settings were read again", extra={"files": ", ".join(sorted(paths)) or "none"})
+
+
+def _print_line(line: str) -> None:
+    try:
+        print(line, flush=True)
+    except BrokenPipeError:
+        pass

@@ -1,0 +1,516 @@
+"""The broker's parent process: builds every part of the control plane, starts the workers, and runs until told to stop.
+
+The composition root: owns the lock on the data directory, the sockets, the metrics blocks, the store and the posts. The
+order of start makes the first produce possible within a second: lock, ports, processes; the cluster log is read while
+they import their code. Signals only ask; `run` acts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+import secrets
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+import kafscale
+from kafscale.clock import Clock
+from kafscale.config import Endpoint, Settings
+from kafscale.control import (
+    AdoptListener,
+    ClusterVersion,
+    CommandReply,
+    CommandRequest,
+    Configure,
+    Drain,
+    DropListener,
+    NodeAddress,
+    Nodes,
+    ToWorker,
+)
+from kafscale.coordination.cluster import encode_state
+from kafscale.coordination.commands import CommandResult, decode_commands, encode_results
+from kafscale.coordination.store import CoordinationStore, EmbeddedCoordination, Member
+from kafscale.errors import Corrupt, Retry, StoreError, StoreFailed
+from kafscale.metrics import MetricsBlock
+from kafscale.protocol.error_codes import ErrorCode
+from kafscale.storage.cluster_log import FIRST_VERSION, ClusterLog
+from kafscale.storage.directory import check_format
+from kafscale.storage.keys import Keys
+from kafscale.storage.local import LocalStore
+from kafscale.storage.store import ObjectStore, Purpose
+from kafscale.storage.threads import Threads
+from supervisor import broker_file
+from supervisor.adoption import Adoptions
+from supervisor.broker_file import BrokerFile, WorkerEntry
+from supervisor.child import Child
+from supervisor.controller import Controller
+from supervisor.data_directory import LOCK_FILE, take_directory
+from supervisor.health import WorkerHealth, page, unhealthy_reasons, unready_reasons
+from supervisor.http import HttpServer, Response
+from supervisor.post import Duties, Post
+from supervisor.restarts import Restarts
+from supervisor.sealing import LogEnder
+from supervisor.sockets import Listeners, bind_http
+from supervisor.spawner import WORKER_COMMAND, Spawner
+
+log = logging.getLogger(__name__)
+
+NODES_PER_BROKER = 100
+PROBE_SECONDS = 2.0
+STORE_SILENT_SECONDS = 10.0
+# A node that has been down for so long is no longer shown to clients, who would wait for it.
+SHOWN_WHILE_DOWN_SECONDS = 10.0
+SWEEP_SECONDS = 3600.0
+# After a second signal.
+HURRIED_DRAIN_SECONDS = 1.0
+MAX_COMMANDS_WAITING_PER_WORKER = 256
+
+
+class Supervisor:
+    """One broker. `run` once."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        clock: Clock,
+        random_source: random.Random,
+        *,
+        announce: Callable[[str], None],
+        worker_command: Sequence[str] = WORKER_COMMAND,
+        kill_hung: bool = True,
+        keep_spare: bool = True,
+        reload: Callable[[], None] = lambda: None,
+        sweep: Callable[[ObjectStore, Keys, Controller], Awaitable[None]] | None = None,
+    ) -> None:
+        """`announce` gets the lines for the user; `reload` is called on SIGHUP; `sweep` now and then, to delete what
+        ended logs left."""
+        self._settings = settings
+        self._clock = clock
+        self._random = random_source
+        self._announce = announce
+        self._worker_command = worker_command
+        self._kill_hung = kill_hung
+        self._keep_spare = keep_spare
+        self._reload = reload
+        self._sweep = sweep
+        self._root = Path(settings.data_dir).absolute()
+        self._started_at = clock.monotonic()
+        self._stops_asked = 0
+        self._stop = asyncio.Event()
+        self._hurry = asyncio.Event()
+        self._draining = False
+        self._announced = False
+        self._lock: int | None = None
+        self._listeners: Listeners | None = None
+        self._blocks: dict[int, MetricsBlock] = {}
+        self._store: ObjectStore | None = None
+        self._store_answered_at = clock.monotonic()
+        self._coordination: CoordinationStore = EmbeddedCoordination()
+        self._controller: Controller | None = None
+        self._spawner: Spawner | None = None
+        self._http: HttpServer | None = None
+        self._http_port = 0
+        self._posts: list[Post] = []
+        self._nodes: list[NodeAddress] = []
+        self._adoptions = Adoptions()
+        self._files = Threads("supervisor-files", 1)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._commands_waiting: dict[int, int] = {}
+        self._failure: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
+
+    # What signals ask for.
+
+    def ask_to_stop(self) -> None:
+        """Drain and end; asked a second time, in a hurry."""
+        self._stops_asked += 1
+        self._stop.set()
+        if self._stops_asked > 1:
+            self._hurry.set()
+
+    def ask_to_reload(self) -> None:
+        """Take over what can be changed while running."""
+        try:
+            self._reload()
+        except Exception:
+            log.exception("the settings could not be read again; the old ones stay")
+
+    async def run(self) -> int:
+        """Start, serve, drain. Returns the exit code. Raises StartError, Corrupt and StoreError."""
+        try:
+            stop = asyncio.create_task(self._stop.wait())
+            start = asyncio.create_task(self._start())
+            await asyncio.wait({start, stop}, return_when=asyncio.FIRST_COMPLETED)
+            if not start.done():
+                start.cancel()
+                await asyncio.gather(start, return_exceptions=True)
+                return 0
+            start.result()
+            waited: set[asyncio.Future[Any]] = {stop, self._failure}
+            await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+            if self._failure.done():
+                log.critical("the broker stops", extra={"cause": str(self._failure.result())})
+            clean = await self._drain()
+            if self._failure.done():
+                raise self._failure.result()
+            return 0 if clean else 1
+        finally:
+            stop.cancel()
+            await self._close()
+
+    # Start
+
+    async def _start(self) -> None:
+        settings = self._settings
+        # A directory that is not there yet is made only after the ports were found free: a start that fails changes
+        # nothing. One that is there may belong to workers that still hold the ports too.
+        if (self._root / LOCK_FILE).exists():
+            self._lock = await take_directory(self._root, self._clock)
+        self._listeners = Listeners(settings.listen, settings.worker_ports, settings.workers)
+        http_socket = bind_http(settings.metrics_addr)
+        self._http_port = http_socket.getsockname()[1]
+        if self._lock is None:
+            self._lock = await take_directory(self._root, self._clock)
+        check_format(self._root)
+        self._settings = settings = self._with_ports(settings, self._listeners.endpoint.port)
+        self._blocks = {index: MetricsBlock.create() for index in range(settings.workers)}
+        metric_fds = [block.fd for block in self._blocks.values() if block.fd is not None]
+        self._spawner = Spawner(
+            self._worker_command, [*self._listeners.descriptors(), *metric_fds, self._lock], self._clock
+        )
+        children = [await self._spawner.start() for _ in range(settings.workers)]
+
+        keys = Keys(settings.cluster_namespace)
+        store = self._store = LocalStore(self._root, self._clock)
+        writer_id = secrets.token_hex(16)
+        ender = LogEnder(store, keys, self._clock, self._random, writer_id)
+        cluster_log = ClusterLog(store, keys, self._clock, self._random)
+        controller = self._controller = Controller(cluster_log, self._clock, settings, writer_id, self._on_version)
+        self._posts = self._make_posts(self._spawner, controller, ender)
+        self._nodes = self._node_addresses()
+        self._http = HttpServer(
+            {"/metrics": self._metrics, "/healthz": self._healthz, "/readyz": self._readyz}, self._clock
+        )
+        await self._http.start(http_socket)
+        await self._coordination.join(Member(settings.broker_id, tuple(self._nodes)))
+        await self._coordination.campaign()
+        await controller.start(
+            [post.incarnation for post in self._posts],
+            lambda log_id: ender.end_log(log_id, "the broker was started anew"),
+        )
+        for post, child in zip(self._posts, children, strict=True):
+            self._spawn_task(post.run(child), f"post {post.index}")
+        self._spawn_task(self._watch(keys), "watch")
+        self._spawn_task(self._sweep_ended_logs(keys), "sweep")
+
+    def _with_ports(self, settings: Settings, port: int) -> Settings:
+        """The settings with the ports that were bound in the place of 0."""
+        listen = Endpoint(settings.listen.host, port)
+        advertised = settings.advertised
+        return msgspec.structs.replace(
+            settings, listen=listen, advertise=Endpoint(advertised.host, advertised.port or port)
+        )
+
+    def _make_posts(self, spawner: Spawner, controller: Controller, ender: LogEnder) -> list[Post]:
+        duties = Duties(
+            clock=self._clock,
+            spawner=spawner,
+            controller=controller,
+            ender=ender,
+            hang_seconds=self._settings.worker_hang_timeout_ms / 1000,
+            kill_hung=self._kill_hung,
+            configure=self._configure,
+            on_change=self._on_post_change,
+            on_command=self._on_command,
+        )
+        return [
+            Post(index, self._settings.broker_id * NODES_PER_BROKER + index, Restarts(self._random), duties)
+            for index in range(self._settings.workers)
+        ]
+
+    def _node_addresses(self) -> list[NodeAddress]:
+        """The nodes that clients are told of: not those that have been down for long."""
+        assert self._listeners is not None
+        now = self._clock.monotonic()
+        host = self._settings.advertised.host
+        return [
+            NodeAddress(post.node_id, host, port)
+            for post, port in zip(self._posts, self._listeners.private_ports, strict=True)
+            if post.down_since is None or now - post.down_since < SHOWN_WHILE_DOWN_SECONDS
+        ]
+
+    def _configure(self, post: Post) -> Configure:
+        assert self._listeners is not None and self._controller is not None
+        metrics_fd = self._blocks[post.index].fd
+        assert metrics_fd is not None
+        return Configure(
+            settings=self._settings,
+            worker_index=post.index,
+            node_id=post.node_id,
+            log_id=post.log_id,
+            cluster_state=encode_state(self._controller.state),
+            nodes=self._nodes,
+            bootstrap_fds=[bound.fileno() for bound in self._listeners.bootstrap],
+            private_fd=self._listeners.private[post.index].fileno(),
+            metrics_fd=metrics_fd,
+        )
+
+    # What posts and the controller report.
+
+    def _on_version(self, version: int, payload: bytes) -> None:
+        self._send_to_all(ClusterVersion(version, payload))
+        self._spawn_task(self._coordination.publish(version), "publish")
+
+    def _send_to_all(self, message: ToWorker) -> None:
+        for post in self._posts:
+            if post.child is not None:
+                post.child.send(message)
+
+    def _on_post_change(self, post: Post) -> None:
+        serving = {p.index for p in self._posts if p.serving}
+        orphaned = {p.index for p in self._posts if p.ever_served and not p.serving}
+        for order in self._adoptions.settle(serving, orphaned):
+            adopter = self._posts[order.adopter].child
+            if adopter is not None:
+                adopter.send(AdoptListener(order.worker) if order.adopt else DropListener(order.worker))
+        if len(serving) < len(self._posts) or self._draining:
+            return
+        self._spawn_task(self._write_broker_file(), "broker file")
+        if self._keep_spare and self._spawner is not None:
+            self._spawn_task(self._spawner.prepare_spare(), "spare")
+        if not self._announced:
+            self._announced = True
+            self._announce_ready()
+
+    def _on_command(self, child: Child, request: CommandRequest) -> None:
+        waiting = self._commands_waiting.get(child.pid, 0)
+        self._commands_waiting[child.pid] = waiting + 1
+        self._spawn_task(self._execute(child, request, waiting < MAX_COMMANDS_WAITING_PER_WORKER), "command")
+
+    async def _execute(self, child: Child, request: CommandRequest, has_room: bool) -> None:
+        assert self._controller is not None
+        try:
+            commands = decode_commands(request.commands)
+            version = 0
+            try:
+                if not has_room:
+                    raise Retry(ErrorCode.REQUEST_TIMED_OUT, "too many changes of this worker's clients are waiting")
+                version, results = await self._controller.submit(commands)
+            except Retry as error:
+                results = [CommandResult(error.code, str(error))] * len(commands)
+            except (StoreError, Corrupt) as error:
+                if isinstance(error, StoreFailed):
+                    self._fail(error)
+                message = f"the change could not be written: {error}"
+                results = [CommandResult(ErrorCode.REQUEST_TIMED_OUT, message)] * len(commands)
+            child.send(CommandReply(request.request_id, version, encode_results(results)))
+        except Corrupt as error:
+            child.break_off(str(error))
+        finally:
+            left = self._commands_waiting.pop(child.pid) - 1
+            if left:
+                self._commands_waiting[child.pid] = left
+
+    def _fail(self, error: BaseException) -> None:
+        if not self._failure.done():
+            self._failure.set_result(error)
+
+    # Now and then
+
+    async def _watch(self, keys: Keys) -> None:
+        """Ask the store whether it answers, and tell workers which nodes are alive."""
+        assert self._store is not None
+        while True:
+            try:
+                async with asyncio.timeout(STORE_SILENT_SECONDS):
+                    await self._store.exists(keys.cluster(FIRST_VERSION), Purpose.CLUSTER)
+                self._store_answered_at = self._clock.monotonic()
+            except StoreFailed:
+                raise
+            except (StoreError, TimeoutError) as error:
+                log.warning("the object store does not answer", extra={"cause": str(error)})
+            nodes = self._node_addresses()
+            if nodes != self._nodes:
+                self._nodes = nodes
+                self._send_to_all(Nodes(nodes))
+            await self._clock.sleep(PROBE_SECONDS)
+
+    async def _sweep_ended_logs(self, keys: Keys) -> None:
+        """Mark and sweep of what ended logs left and nothing names: rare, in the background, by the leader alone."""
+        assert self._store is not None and self._controller is not None
+        while self._sweep is not None:
+            await self._clock.sleep(SWEEP_SECONDS)
+            if self._coordination.is_leader:
+                try:
+                    await self._sweep(self._store, keys, self._controller)
+                except (StoreError, Corrupt) as error:
+                    log.warning("sweeping was broken off", extra={"cause": str(error)})
+
+    # What is shown
+
+    def _store_ok(self) -> bool:
+        return self._clock.monotonic() - self._store_answered_at < STORE_SILENT_SECONDS
+
+    def _workers_health(self) -> list[WorkerHealth]:
+        now = self._clock.monotonic()
+        return [
+            WorkerHealth(
+                index=post.index,
+                serving=post.serving,
+                store_ok=post.child is None or post.child.store_ok,
+                gone_seconds=None if post.child is not None or post.down_since is None else now - post.down_since,
+                looping=post.looping(),
+                trouble=post.trouble,
+            )
+            for post in self._posts
+        ]
+
+    def _healthz(self) -> Response:
+        return page("healthy", unhealthy_reasons(self._workers_health(), self._store_ok()))
+
+    def _unready(self) -> list[str]:
+        return unready_reasons(self._workers_health(), self._store_ok(), self._draining)
+
+    def _readyz(self) -> Response:
+        return page("ready", self._unready())
+
+    def _metrics(self) -> Response:
+        # Imported with the first scrape: it takes longer than everything else of a start.
+        from supervisor.exposition import CONTENT_TYPE, SupervisorMetrics, WorkerFigures, render
+
+        figures = SupervisorMetrics(
+            broker_id=self._settings.broker_id,
+            workers={
+                post.index: WorkerFigures(post.serving, post.restart_count, post.hung_count) for post in self._posts
+            },
+            cluster_version=0 if self._controller is None else self._controller.state.version,
+            ready=not self._unready(),
+        )
+        return Response(200, CONTENT_TYPE, render(self._blocks, figures))
+
+    def _announce_ready(self) -> None:
+        assert self._listeners is not None
+        settings = self._settings
+        ports = ", ".join(map(str, self._listeners.private_ports))
+        metrics = Endpoint(settings.metrics_addr.host, self._http_port)
+        seconds = self._clock.monotonic() - self._started_at
+        count = f"{settings.workers} worker" + ("s" if settings.workers > 1 else "")
+        for line in (
+            f"Kafscale {kafscale.__version__} is ready after {seconds:.2f} s.",
+            f"  Kafka clients   {settings.advertised}  (listening on {settings.listen}; workers on ports {ports})",
+            f"  Workers         {count}: " + ", ".join(f"node {post.node_id}" for post in self._posts),
+            f"  Data            {self._root}",
+            f"  Metrics         http://{metrics}/metrics, /healthz, /readyz",
+            f"  Try             echo hello | kcat -P -b {settings.advertised} -t greetings",
+        ):
+            self._announce(line)
+
+    async def _write_broker_file(self) -> None:
+        assert self._listeners is not None and self._controller is not None
+        settings = self._settings
+        content = BrokerFile(
+            version=kafscale.__version__,
+            supervisor_pid=os.getpid(),
+            cluster_id=self._controller.state.cluster_id,
+            broker_id=settings.broker_id,
+            listen=str(settings.listen),
+            advertised=str(settings.advertised),
+            metrics=str(Endpoint(settings.metrics_addr.host, self._http_port)),
+            metrics_port=self._http_port,
+            workers=[
+                WorkerEntry(post.index, post.child.pid, post.node_id, port)
+                for post, port in zip(self._posts, self._listeners.private_ports, strict=True)
+                if post.child is not None
+            ],
+        )
+        try:
+            await self._files.call(lambda: broker_file.write(self._root, content))
+        except OSError as error:
+            log.warning("broker.json could not be written", extra={"cause": str(error)})
+
+    # End
+
+    async def _drain(self) -> bool:
+        """Let the workers finish; True if all of them did in time."""
+        self._draining = True
+        log.info("draining", extra={"timeout_ms": self._settings.drain_timeout_ms})
+        assert self._spawner is not None and self._listeners is not None
+        await self._cancel_tasks()
+        self._spawner.release_spare()
+        # New connections are refused once the workers stop listening too.
+        self._listeners.close()
+        draining: list[Child] = []
+        for post in self._posts:
+            if post.child is None:
+                continue
+            post.child.stop_pings()
+            if post.serving:
+                draining.append(post.child)
+                post.child.send(Drain())
+            else:
+                post.child.kill()  # It has accepted nothing yet; the next start seals its log.
+        all_gone = asyncio.gather(*(child.gone for child in draining))
+        hurry = asyncio.create_task(self._hurry.wait())
+        seconds = self._settings.drain_timeout_ms / 1000
+        waited: set[asyncio.Future[Any]] = {all_gone, hurry}
+        await asyncio.wait(waited, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        if hurry.done() and not all_gone.done():
+            await asyncio.wait({all_gone}, timeout=min(seconds, HURRIED_DRAIN_SECONDS))
+        hurry.cancel()
+        late = [child for child in draining if not child.gone.done()]
+        for child in late:
+            log.error("worker did not finish in time and is killed", extra={"pid": child.pid})
+            child.kill()
+        statuses = await all_gone
+        for child, status in zip(draining, statuses, strict=True):
+            if status != 0 and child not in late:
+                log.error("worker ended badly while draining", extra={"pid": child.pid, "status": status})
+        return not any(statuses)
+
+    async def _close(self) -> None:
+        """Leave nothing behind, however far the start came."""
+        await self._cancel_tasks()
+        if self._spawner is not None:
+            await self._spawner.close()
+        if self._controller is not None:
+            await self._controller.close()
+        await self._coordination.close()
+        if self._http is not None:
+            await self._http.close()
+        if self._listeners is not None:
+            self._listeners.close()
+        if self._store is not None:
+            await self._store.close()
+        if self._announced:
+            await self._files.call(lambda: broker_file.remove(self._root))
+        await self._files.close()
+        for block in self._blocks.values():
+            block.close()
+        if self._lock is not None:
+            os.close(self._lock)
+
+    def _spawn_task(self, work: Awaitable[None], name: str) -> None:
+        """Run in the background; a failure that nobody expected ends the broker."""
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(lambda done: self._task_done(done, name))
+
+    def _task_done(self, task: asyncio.Task[None], name: str) -> None:
+        self._tasks.discard(task)
+        if task.cancelled():
+            return
+        error = task.exception()
+        if error is not None:
+            log.error("%s failed", name, exc_info=error)
+            self._fail(error)
+
+    async def _cancel_tasks(self) -> None:
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,149 @@
+"""A worker that serves no clients and misbehaves on demand: speaks the control protocol, writes to its log what a real one
+would, and nothing more. Run as `python stub_worker.py --mode … --control-fd N`.
+
+Modes: well; dies (exits before it serves); silent (never answers); nonsense (sends bytes that are no frame).
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import random
+import socket
+from pathlib import Path
+
+import msgspec
+
+from kafscale.clock import SystemClock
+from kafscale.control import (
+    AdoptListener,
+    ClusterVersion,
+    CommandReply,
+    CommandRequest,
+    Configure,
+    Drain,
+    Drained,
+    DropListener,
+    Fenced,
+    Ping,
+    Pong,
+    Serving,
+    encode_frame,
+    worker_side_reader,
+)
+from kafscale.coordination.cluster import apply, decode_state, decode_version
+from kafscale.storage.keys import Keys
+from kafscale.storage.local import LocalStore
+from kafscale.storage.takeover import seal_log
+
+
+class StubWorker:
+    """Answers the bootstrap port with a JSON line that says who and what it is, and takes one-line orders there."""
+
+    def __init__(self, control: socket.socket, mode: str) -> None:
+        self.control = control
+        self.mode = mode
+        self.adopted: set[int] = set()
+        self.replies: asyncio.Queue[CommandReply] = asyncio.Queue()
+        self.servers: dict[int, asyncio.Server] = {}
+
+    async def run(self) -> None:
+        reader, self.writer = await asyncio.open_unix_connection(sock=self.control)
+        frames = worker_side_reader()
+        while data := await reader.read(65536):
+            for message in frames.feed(data):
+                await self.obey(message)
+
+    async def obey(self, message: object) -> None:
+        match message:
+            case Configure():
+                await self.begin(message)
+            case ClusterVersion(version, payload):
+                self.state = apply(self.state, decode_version(payload))
+                assert self.state.version == version
+            case Ping(number):
+                if self.mode != "silent":
+                    self.say(Pong(number, True))
+            case AdoptListener(worker_index):
+                self.adopted.add(worker_index)
+                await self.listen(worker_index)
+            case DropListener(worker_index):
+                self.adopted.discard(worker_index)
+                self.servers.pop(worker_index).close()
+            case CommandReply():
+                self.replies.put_nowait(message)
+            case Drain():
+                await seal_log(self.store, self.keys, self.log_id, SystemClock(), random.Random(), "self", "drained")
+                self.say(Drained())
+                await self.writer.drain()
+                os._exit(0)
+
+    async def begin(self, configure: Configure) -> None:
+        self.configure = configure
+        self.log_id = configure.log_id
+        self.state = decode_state(configure.cluster_state)
+        self.store = LocalStore(Path(configure.settings.data_dir).absolute(), SystemClock(), threads=1)
+        self.keys = Keys(configure.settings.cluster_namespace)
+        if self.mode == "dies":
+            os._exit(3)
+        if self.mode == "nonsense":
+            self.writer.write(b"\xff\xff\xff\xff")
+            return
+        await self.listen(configure.worker_index)
+        self.say(Serving(self.state.version))
+
+    async def listen(self, index: int) -> None:
+        bound = socket.socket(fileno=os.dup(self.configure.bootstrap_fds[index]))
+        self.servers[index] = await asyncio.start_server(self.serve, sock=bound)
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        order = (await reader.readline()).decode().split()
+        match order:
+            case ["who"]:
+                answer: object = {
+                    "index": self.configure.worker_index,
+                    "pid": os.getpid(),
+                    "node_id": self.configure.node_id,
+                    "log_id": self.log_id,
+                    "version": self.state.version,
+                    "topics": sorted(self.state.topics),
+                    "epochs": {
+                        slot: entries[-1].epoch
+                        for slot, entries in enumerate(self.state.slots)
+                        if entries[-1].log_id == self.log_id
+                    },
+                    "adopted": sorted(self.adopted),
+                }
+            case ["command", hex_bytes]:
+                self.say(CommandRequest(7, bytes.fromhex(hex_bytes)))
+                reply = await self.replies.get()
+                answer = {"version": reply.version, "results": reply.results.hex(), "known": self.state.version}
+            case ["fenced"]:
+                self.say(Fenced("met a seal"))
+                await self.writer.drain()
+                answer = {}
+            case _:
+                answer = {"error": order}
+        writer.write(msgspec.json.encode(answer) + b"\n")
+        await writer.drain()
+        writer.close()
+
+    def say(self, message: Pong | Serving | CommandRequest | Fenced | Drained) -> None:
+        self.writer.write(encode_frame(message))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--mode", default="well")
+    parser.add_argument("--control-fd", type=int, required=True)
+    given = parser.parse_args()
+    mode = given.mode
+    if mode.startswith("file:"):
+        # The mode of the processes started from now on stands in a file, so that a test can mend what was broken.
+        mode = Path(mode.removeprefix("file:")).read_text().strip()
+    asyncio.run(StubWorker(socket.socket(fileno=given.control_fd), mode).run())
+
+
+if __name__ == "__main__":
+    main()
