@@ -189,6 +189,13 @@ def test_a_header_that_may_not_be_is_refused_though_its_crc_is_right(
     assert refusal(patched(batch, position, layout, value)) == code
 
 
+@pytest.mark.parametrize("count", [0, -1, -(1 << 31) + 1])
+def test_no_records_are_refused_though_count_and_last_delta_agree(count: int) -> None:
+    """Goal: a batch holds a record at least."""
+    batch = patched(small(), batches.RECORD_COUNT_AT, "i", count)
+    assert refusal(patched(batch, batches.LAST_OFFSET_DELTA_AT, "i", count - 1)) == ErrorCode.INVALID_RECORD
+
+
 @pytest.mark.parametrize("codec", CODECS)
 def test_a_count_that_the_bytes_cannot_hold_is_refused(codec: int) -> None:
     """Goal: a tiny batch can't take up two thousand million offsets."""
@@ -254,7 +261,7 @@ BOMBS = {
 
 @pytest.mark.parametrize("name", BOMBS)
 def test_a_bomb_is_refused_within_a_second(name: str) -> None:
-    """Goal: checklist 31, a batch that would grow beyond all bounds is error 10, at little cost to the worker."""
+    """Goal: a batch that would grow beyond all bounds is error 10, at little cost to the worker."""
     codec, make = BOMBS[name]
     batch = with_payload(codec, make())
     started = time.process_time()
@@ -333,6 +340,10 @@ def test_a_crafted_length_cannot_send_a_reader_round_in_circles() -> None:
         struct.pack_into(">i", batch, batches.LENGTH_AT, length)
         with pytest.raises(Corrupt):
             list(iterate(batch))
+    short = small()[: batches.HEADER_BYTES - 1] + small()
+    struct.pack_into(">i", short, batches.LENGTH_AT, batches.MIN_BATCH_LENGTH - 1)
+    with pytest.raises(Corrupt):
+        list(iterate(short))
 
 
 @UNHURRIED

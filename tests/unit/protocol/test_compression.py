@@ -176,10 +176,18 @@ def test_the_walk_over_the_headers_is_short(codec: int, payload: bytes) -> None:
 def test_a_frame_that_states_a_huge_size_is_refused_unopened() -> None:
     """Goal: readers that allocate what a frame states are kept from it."""
     stated = struct.pack("<IBBQ", 0xFD2FB528, 0xC0, 7 << 3, 1 << 35) + zstd_block(1, 0, 1) + b"x"
-    for codec, payload in ((4, stated), (2, b"\xff\xff\xff\xff\x0f" + b"x" * 50)):
+    lz4_stated = struct.pack("<IBBQB", 0x184D2204, 0x68, 0x40, 1 << 35, 0) + b"\x01\x00\x00\x80x" + bytes(4)
+    for codec, payload in ((4, stated), (3, lz4_stated), (2, b"\xff\xff\xff\xff\x0f" + b"x" * 50)):
         with pytest.raises(Invalid) as caught:
             check_bounded(codec, memoryview(payload), 1000)
         assert caught.value.code == ErrorCode.MESSAGE_TOO_LARGE
+
+
+def test_a_frame_that_states_its_size_bounds_its_blocks() -> None:
+    """Goal: many small frames of known size are known to be small."""
+    data = b"".join(b"%d, " % number for number in range(300))
+    payload = zstandard.ZstdCompressor().compress(data)
+    assert claimed_size(4, payload * 1000) == len(data) * 1000
 
 
 def test_a_window_beyond_the_limit_is_refused() -> None:
@@ -209,7 +217,7 @@ print(refused, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 
 
 def test_bombs_cost_no_more_memory_than_the_bound() -> None:
-    """Goal: checklist 31, by the process's own high-water mark of memory, so that C allocations count too.
+    """Goal: by the process's own high-water mark of memory, so that C allocations count too.
 
     One of the twelve calls is let through: gzip with a forged but plausible trailer passes the check on produce.
     """

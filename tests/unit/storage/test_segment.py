@@ -85,7 +85,7 @@ def test_a_lookup_before_the_first_entry_starts_at_the_first_batch() -> None:
 
 
 def test_the_bytes_are_those_of_the_format() -> None:
-    """Goal: each field where `facts` says it is, written down apart from the code."""
+    """Goal: each field where the format has it, written down apart from the code."""
     batches = [build_batch([(b"k", b"v")] * 2, offset, 0, CREATED_MS) for offset in (10, 12, 20)]
     data, index = joined(10, batches, 4)
     body = b"".join(batches)
@@ -120,7 +120,7 @@ def test_buffers_may_hold_several_batches_and_are_not_copied() -> None:
 
 
 def test_every_flipped_bit_is_found_but_in_the_time_of_creation() -> None:
-    """Goal: checklist 9. The format has no check over the creation time, and nothing but that may change."""
+    """Goal: a bit lost anywhere is an error. The format has no check over the creation time, and nothing but that may change."""
     data = bytearray(sample()[0])
     for position in range(len(data)):
         for bit in range(8):
