@@ -152,7 +152,7 @@ def test_deltas_with_gaps_are_read_from_the_store_and_refused_from_a_client() ->
 )
 @pytest.mark.parametrize("codec", CODECS)
 def test_a_record_that_may_not_be_is_refused(codec: int, payload: bytes) -> None:
-    """Goal: hostile lengths and counts end in an error; the good one beside them shows that only the fault is refused."""
+    """Goal: hostile lengths and counts end in an error; a good record beside them does not."""
     assert (
         len(list(iterate_records(with_payload(codec, compression.compress(codec, b"\x0c\x00\x00\x00\x01\x01\x00")))))
         == 1

@@ -120,7 +120,7 @@ def test_buffers_may_hold_several_batches_and_are_not_copied() -> None:
 
 
 def test_every_flipped_bit_is_found_but_in_the_time_of_creation() -> None:
-    """Goal: a bit lost anywhere is an error. The format has no check over the creation time, and nothing but that may change."""
+    """Goal: any flip is an error. The format checks all but the creation time."""
     data = bytearray(sample()[0])
     for position in range(len(data)):
         for bit in range(8):
