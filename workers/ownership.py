@@ -43,6 +43,10 @@ class GroupState(Protocol):
         `replay_from` on."""
         ...
 
+    def serve(self, partition: PartitionLog) -> None:
+        """Begin to coordinate: the partition is served from now on."""
+        ...
+
     def snapshot(self, partition: PartitionLog) -> bytes | None:
         """The state to put into the slot's manifest; None if the partition coordinates nothing."""
         ...
@@ -252,6 +256,7 @@ class Ownership:
         self._partitions[partition.topic_id, partition.index] = partition
         self._found[partition.topic_id, partition.index] = partition
         self._found[partition.topic, partition.index] = partition
+        self._groups.serve(partition)
 
     def _create(self, topic: Topic, index: int, entry: OwnedSlot) -> PartitionLog:
         partition = self._new_partition(topic, index, entry)

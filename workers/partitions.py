@@ -62,3 +62,26 @@ def current_leaders(context: Context, results: Iterable[tuple[Any, ...]]) -> lis
                 if node is not None:
                     nodes[node.node_id] = (node.node_id, node.host, node.port, node.rack)
     return list(nodes.values())
+
+
+def why_not_served(context: Context, name: str | bytes, index: int) -> tuple[int, tuple[int, int] | None]:
+    """For Produce and Fetch: the error code for a partition that is not served here, and its leader (node id, epoch)
+    where that is another (KIP-951). `name` is the topic's name or id."""
+    cluster = context.cluster
+    topic = cluster.topic(name) if isinstance(name, str) else cluster.topic_by_id(name)
+    if topic is None and isinstance(name, bytes):
+        return ErrorCode.UNKNOWN_TOPIC_ID, None
+    found = owned_partition(context, topic, index)
+    if topic is None or not isinstance(found, ErrorCode):
+        return ErrorCode.UNKNOWN_TOPIC_OR_PARTITION, None
+    leader = cluster.leader(topic, index) if found is ErrorCode.NOT_LEADER_OR_FOLLOWER else None
+    return found, None if leader is None or leader.node_id == cluster.node_id else (leader.node_id, leader.epoch)
+
+
+def leader_addresses(
+    context: Context, results: Iterable[tuple[Any, ...]], leader_at: int
+) -> list[tuple[int, str, int, str | None]]:
+    """The addresses of the leaders that results of Produce or Fetch name at field `leader_at` (KIP-951)."""
+    named = {result[leader_at][0] for result in results if result[leader_at] is not None}
+    found = (context.cluster.nodes.get(node_id) for node_id in sorted(named))
+    return [(node.node_id, node.host, node.port, node.rack) for node in found if node is not None]

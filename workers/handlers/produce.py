@@ -24,7 +24,7 @@ from kafscale.storage.flusher import Flush
 from kafscale.storage.partition import PartitionLog
 from workers.connection import Pending
 from workers.context import Context, Request
-from workers.partitions import current_leaders, why_not_served
+from workers.partitions import leader_addresses, why_not_served
 
 FIRST_WITH_LEADERS = 10
 
@@ -123,7 +123,7 @@ def handle(
             pending.answer(None)
         return
     if flush is None:
-        nodes = current_leaders(context, results) if failed and version >= FIRST_WITH_LEADERS else ()
+        nodes = leader_addresses(context, results, 7) if failed and version >= FIRST_WITH_LEADERS else ()
         pending.answer(encode_produce_response(version, request.header.correlation_id, results, nodes=nodes))
         return
     waiting = WaitingProduce(
@@ -184,9 +184,9 @@ def _refused(
     if refusal is not None:
         code, message = refusal
         return topic, index, code, -1, -1, -1, message, None
-    code, leader = why_not_served(context, topic, index)
-    if not code and records is None:
+    if records is None and context.ownership.partition(topic, index) is not None:
         return topic, index, ErrorCode.INVALID_RECORD, -1, -1, -1, "no record batch for the partition", None
+    code, leader = why_not_served(context, topic, index)
     return topic, index, code, -1, -1, -1, None, leader
 
 

@@ -1,0 +1,94 @@
+"""Looking records up inside a partition: by timestamp, and all of them in order. Opens only the batches it must."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+from kafscale.errors import Corrupt, ObjectMissing
+from kafscale.protocol.batches import BatchHeader, iterate
+from kafscale.protocol.records import first_record_at_or_after, max_timestamp_record
+from kafscale.storage.extents import Extent
+from kafscale.storage.partition import PartitionLog
+from kafscale.storage.reads import ColdReader
+from kafscale.storage.store import Buffer
+
+# An object that is gone may have been compacted into another: look again so often.
+TRIES = 3
+
+
+async def extent_views(partition: PartitionLog, reader: ColdReader, offset: int) -> tuple[Extent, list[Buffer]]:
+    """The extent that holds `offset` and its bytes, wherever they are.
+
+    Raises ObjectMissing, Corrupt, StoreUnavailable.
+    """
+    for _ in range(TRIES):
+        number = partition.find(offset)
+        if number >= len(partition.extents):
+            break
+        extent = partition.extents[number]
+        if extent.views is not None:
+            return extent, extent.views
+        try:
+            return extent, [await reader.read(partition.extents, number)]
+        except ObjectMissing:
+            continue
+    raise ObjectMissing(f"{partition.topic}-{partition.index}: the object with offset {offset} is missing")
+
+
+async def batches_from(
+    partition: PartitionLog, reader: ColdReader, offset: int
+) -> AsyncIterator[tuple[BatchHeader, memoryview]]:
+    """Every durable batch from the one that holds `offset` on, in order."""
+    while offset < partition.high_watermark:
+        extent, views = await extent_views(partition, reader, offset)
+        for view in views:
+            whole = memoryview(view)
+            for position, header in iterate(whole):
+                if header.last_offset >= offset:
+                    yield header, whole[position : position + header.size_bytes]
+        offset = extent.last_offset + 1
+
+
+async def offset_for_timestamp(
+    partition: PartitionLog, reader: ColdReader, timestamp_ms: int
+) -> tuple[int, int] | None:
+    """Offset and timestamp of the first record at or after `timestamp_ms`; None if there is none (KIP-79)."""
+    for extent in list(partition.extents):
+        if extent.max_timestamp < timestamp_ms:
+            continue
+        async for header, batch in batches_from(partition, reader, extent.base_offset):
+            if header.base_offset > extent.last_offset:
+                break
+            if header.max_timestamp < timestamp_ms:
+                continue
+            found = _first_in(header, batch, timestamp_ms)
+            if found is not None and found[0] >= partition.log_start_offset:
+                return found
+    return None
+
+
+async def newest_record(partition: PartitionLog, reader: ColdReader) -> tuple[int, int] | None:
+    """Offset and timestamp of the first of the records with the largest timestamp; None of an empty log (KIP-734)."""
+    extents = partition.extents
+    if not extents:
+        return None
+    newest = max(extents, key=lambda extent: extent.max_timestamp)
+    best: tuple[BatchHeader, memoryview] | None = None
+    async for header, batch in batches_from(partition, reader, newest.base_offset):
+        if header.base_offset > newest.last_offset:
+            break
+        if best is None or header.max_timestamp > best[0].max_timestamp:
+            best = header, batch
+    if best is None:
+        raise Corrupt(f"{newest.key}: an extent of {newest.length} bytes holds no batch")
+    header, batch = best
+    if header.is_log_append_time:
+        return header.last_offset, header.max_timestamp
+    return max_timestamp_record(batch)
+
+
+def _first_in(header: BatchHeader, batch: memoryview, timestamp_ms: int) -> tuple[int, int] | None:
+    if header.is_log_append_time:
+        # All records of the batch have the time of their append.
+        return header.base_offset, header.max_timestamp
+    return first_record_at_or_after(batch, timestamp_ms)
