@@ -1,67 +1,49 @@
-"""Which partition a request means, and which Kafka error says that it is not to be had here. Knows no API."""
+"""From what a client names to the partition that is served here, or to the error code that says why there is none.
+
+The order of the checks is Kafka's (ReplicaManager.getPartitionOrError, Partition.checkCurrentLeaderEpoch). Knows no API.
+"""
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable
 from typing import Any
 
+from kafscale.coordination.cluster import Topic
 from kafscale.protocol.error_codes import ErrorCode
 from kafscale.storage.partition import PartitionLog
 from workers.context import Context
 
-Leader = tuple[int, int]
 
-
-def why_not_served(context: Context, topic: str | bytes, index: int) -> tuple[int, Leader | None]:
-    """The error code for a partition that is not served here, and its leader (node id, epoch) where one is known.
-
-    `topic` is a name or an id. 0 where the partition is served after all.
-    """
-    cluster = context.cluster
-    found = cluster.topic(topic) if isinstance(topic, str) else cluster.topic_by_id(topic)
-    if found is None:
-        return (ErrorCode.UNKNOWN_TOPIC_OR_PARTITION if isinstance(topic, str) else ErrorCode.UNKNOWN_TOPIC_ID), None
-    if not 0 <= index < found.partitions:
-        return ErrorCode.UNKNOWN_TOPIC_OR_PARTITION, None
-    if context.ownership.partition(topic, index) is not None:
-        return 0, None
-    owner = cluster.leader(found, index)
-    if owner is None or owner.node_id == cluster.node_id:
-        # Ours, and being loaded: the client asks again, here.
-        return ErrorCode.NOT_LEADER_OR_FOLLOWER, None
-    return ErrorCode.NOT_LEADER_OR_FOLLOWER, (owner.node_id, owner.epoch)
-
-
-def epoch_error(partition: PartitionLog, leader_epoch: int) -> int:
-    """The error code for a client that believes in `leader_epoch` (-1: in none); 0 if it is right (KIP-320)."""
-    if leader_epoch < 0 or leader_epoch == partition.leader_epoch:
-        return 0
-    if leader_epoch < partition.leader_epoch:
-        return ErrorCode.FENCED_LEADER_EPOCH
-    return ErrorCode.UNKNOWN_LEADER_EPOCH
-
-
-def served_partition(
-    context: Context, topic: str | bytes, index: int, leader_epoch: int = -1
+def owned_partition(
+    context: Context, topic: Topic | None, index: int, current_leader_epoch: int = -1
 ) -> PartitionLog | ErrorCode:
-    """The partition, or the error code that says why it can't be had here at that leader epoch."""
-    partition = context.ownership.partition(topic, index)
-    if partition is None:
-        return ErrorCode(why_not_served(context, topic, index)[0])
-    code = epoch_error(partition, leader_epoch)
-    return ErrorCode(code) if code else partition
+    """The partition, if this worker serves it now and the client's leader epoch (-1: none given) is the present one.
+
+    UNKNOWN_TOPIC_OR_PARTITION, FENCED_LEADER_EPOCH, UNKNOWN_LEADER_EPOCH or NOT_LEADER_OR_FOLLOWER. The last is also
+    said while a slot that is ours is still being loaded: consumers take it for what it is, a reason to ask for metadata
+    and come back, while LEADER_NOT_AVAILABLE in a fetch is an error to the Java client.
+    """
+    if topic is None or not 0 <= index < topic.partitions:
+        return ErrorCode.UNKNOWN_TOPIC_OR_PARTITION
+    partition = context.ownership.partition(topic.topic_id, index)
+    if current_leader_epoch >= 0:
+        epoch = -1
+        if partition is not None:
+            epoch = partition.leader_epoch
+        elif (leader := context.cluster.leader(topic, index)) is not None:
+            epoch = leader.epoch
+        if current_leader_epoch < epoch:
+            return ErrorCode.FENCED_LEADER_EPOCH
+        if current_leader_epoch > epoch:
+            return ErrorCode.UNKNOWN_LEADER_EPOCH
+    return ErrorCode.NOT_LEADER_OR_FOLLOWER if partition is None else partition
 
 
-def current_leaders(context: Context, results: Iterable[tuple[Any, ...]]) -> list[tuple[int, str, int, str | None]]:
-    """The addresses of the leaders that results of Produce or Fetch name (KIP-951), to be sent along."""
-    nodes: dict[int, tuple[int, str, int, str | None]] = {}
-    for result in results:
-        for field in result[6:8]:
-            if isinstance(field, tuple) and result[2] == ErrorCode.NOT_LEADER_OR_FOLLOWER:
-                node = context.cluster.nodes.get(field[0])
-                if node is not None:
-                    nodes[node.node_id] = (node.node_id, node.host, node.port, node.rack)
-    return list(nodes.values())
+def epoch_at(partition: PartitionLog, offset: int) -> int:
+    """The leader epoch under which the record at `offset` was written; -1 if it is not known."""
+    position = bisect_right(partition.epochs, offset, key=lambda entry: entry.start_offset)
+    return partition.epochs[position - 1].epoch if position else -1
 
 
 def why_not_served(context: Context, name: str | bytes, index: int) -> tuple[int, tuple[int, int] | None]:

@@ -23,7 +23,7 @@ from kafscale.storage.store import Buffer
 from workers.connection import Pending
 from workers.context import Context, Request
 from workers.errors import code_of
-from workers.partitions import current_leaders, epoch_error, why_not_served
+from workers.partitions import leader_addresses, why_not_served
 
 log = logging.getLogger(__name__)
 
@@ -108,9 +108,9 @@ class WaitingFetch:
             return _empty(wanted, code, leader)
         high_watermark = partition.high_watermark
         if leader_epoch >= 0 and leader_epoch != partition.leader_epoch:
-            return _empty(
-                wanted, epoch_error(partition, leader_epoch), (context.cluster.node_id, partition.leader_epoch)
-            )
+            is_old = leader_epoch < partition.leader_epoch
+            code = ErrorCode.FENCED_LEADER_EPOCH if is_old else ErrorCode.UNKNOWN_LEADER_EPOCH
+            return _empty(wanted, code, (context.cluster.node_id, partition.leader_epoch))
         if offset > high_watermark:
             return None
         if offset < partition.log_start_offset:
@@ -259,7 +259,7 @@ class WaitingFetch:
                 failed = True
         header = self._request.header
         FETCH_LATENCY.observe(cells, int((context.clock.monotonic() - self._arrived) * 1e6))
-        nodes = current_leaders(context, results) if failed and header.api_version >= FIRST_WITH_NODES else ()
+        nodes = leader_addresses(context, results, 6) if failed and header.api_version >= FIRST_WITH_NODES else ()
         pending.on_close = None
         pending.answer(encode_fetch_response(header.api_version, header.correlation_id, 0, 0, results, nodes=nodes))
 
