@@ -43,6 +43,8 @@ def consume(
         try:
             consumer = KafkaConsumer(bootstrap_servers=bootstrap, group_id=group, auto_offset_reset="earliest")
             with closing(consumer):
+                # kafka-python 3.0 can wait for ever in a rebalance during which it first hears of the topic.
+                consumer.partitions_for_topic(topic)
                 # Its own commits before every rebalance and on closing make the handover exact.
                 consumer.subscribe([topic])
                 while len(processed) < leave_at and not stop.is_set():

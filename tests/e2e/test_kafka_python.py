@@ -124,6 +124,9 @@ def test_group_resumes_at_its_commit(bootstrap: str, topic: str, group: str, adm
 def members(bootstrap: str, topic: str, group: str, count: int, **settings: Any) -> Iterator[list[KafkaConsumer]]:
     readers = [consumer(bootstrap, group, topic, **settings) for _ in range(count)]
     try:
+        for reader in readers:
+            # kafka-python 3.0 can wait for ever in a rebalance during which it first hears of the topic.
+            reader.partitions_for_topic(topic)
         yield readers
     finally:
         for reader in readers:
@@ -162,6 +165,7 @@ def test_static_member_gets_its_partitions_back(
     first = consumer(bootstrap, group, topic, group_instance_id="one")
     second = consumer(bootstrap, group, topic, group_instance_id="two")
     try:
+        first.partitions_for_topic(topic)  # As in `members`.
         settle([first, second], 4)
         owned = second.assignment()
         second.close()

@@ -1,0 +1,236 @@
+"""Load that runs while a broker is being hurt, and the checks of what became of it.
+
+`IdempotentLoad` produces numbered records with an idempotent confluent-kafka producer; `GroupReader` reads and commits
+in a group. Both run in threads until told to stop and remember what they were promised; `check_records` then reads
+everything back and compares.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import defaultdict
+from typing import Self
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
+
+from loadtest.broker_process import wait_for
+from tests.e2e.confluent_clients import poll_records
+
+PATIENCE_S = 120.0
+OUTSTANDING_MAX = 2_000
+
+
+class IdempotentLoad:
+    """Sends the numbers 0, 1, 2 … as values, dealt over the partitions, and notes every acknowledgement."""
+
+    def __init__(self, bootstrap: str, topic: str, partitions: int) -> None:
+        self.topic = topic
+        self.partitions = partitions
+        self.sent = 0
+        # number → (partition, offset) of every acknowledged record.
+        self.acknowledged: dict[int, tuple[int, int]] = {}
+        self.refused: list[str] = []
+        self._settings = {"bootstrap.servers": bootstrap, "enable.idempotence": True, "linger.ms": 2}
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join(PATIENCE_S)
+
+    def finish(self) -> None:
+        """Stop sending and wait until every record has an answer."""
+        self._stop.set()
+        self._thread.join(PATIENCE_S)
+        assert not self._thread.is_alive(), "the producer did not come to an end"
+        assert not self.refused, f"{len(self.refused)} records refused: {self.refused[0]}"
+        assert len(self.acknowledged) == self.sent, f"{len(self.acknowledged)} of {self.sent} records acknowledged"
+
+    def wait_progress(self, records: int = 500, timeout_s: float = PATIENCE_S) -> None:
+        """Wait until so many more records, sent from now on, are acknowledged."""
+        first = self.sent + OUTSTANDING_MAX
+        goal = range(first, first + records)
+
+        def all_there() -> bool:
+            assert not self.refused, self.refused[0]
+            return all(number in self.acknowledged for number in goal)
+
+        wait_for(all_there, timeout_s, f"{records} more records acknowledged")
+
+    def _run(self) -> None:
+        producer = Producer(self._settings)
+        while not self._stop.is_set():
+            producer.poll(0)
+            if self.sent - len(self.acknowledged) - len(self.refused) >= OUTSTANDING_MAX:
+                producer.poll(0.01)
+                continue
+            number = self.sent
+            producer.produce(
+                self.topic,
+                str(number).encode(),
+                partition=number % self.partitions,
+                on_delivery=self._delivered,
+            )
+            self.sent += 1
+            if number % 100 == 0:
+                # Some ten thousand records a second: enough to have many in flight, not more than can be read back.
+                producer.poll(0.01)
+        producer.flush(PATIENCE_S)
+
+    def _delivered(self, error: KafkaError | None, message: Message) -> None:
+        if error is not None:
+            self.refused.append(str(error))
+            return
+        self.acknowledged[int(message.value() or b"")] = (message.partition(), message.offset())
+
+
+class GroupReader:
+    """Reads a topic in a group and commits after every batch; notes each commit that was confirmed.
+
+    Failures it finds while running: an offset skipped, and a start below a confirmed commit.
+    """
+
+    def __init__(self, bootstrap: str, topic: str, group: str) -> None:
+        self.topic = topic
+        self.problems: list[str] = []
+        self.read = 0
+        # partition → next offset, as confirmed by the broker; and as seen.
+        self.committed: dict[int, int] = defaultdict(int)
+        self._next: dict[int, int] = defaultdict(int)
+        self._settings = {
+            "bootstrap.servers": bootstrap,
+            "group.id": group,
+            "auto.offset.reset": "error",
+            "enable.auto.commit": False,
+            # So that a coordinator's end is noticed within a test's time.
+            "session.timeout.ms": 6_000,
+            "heartbeat.interval.ms": 500,
+        }
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> Self:
+        # The group begins with commits of zero, so that a lost commit shows as an error and not as a new beginning.
+        with_commits = Consumer(self._settings)
+        try:
+            found = with_commits.list_topics(self.topic, timeout=30).topics[self.topic].partitions
+            with_commits.commit(offsets=[TopicPartition(self.topic, p, 0) for p in found], asynchronous=False)
+        finally:
+            with_commits.close()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join(PATIENCE_S)
+
+    def wait_progress(self, records: int = 100, timeout_s: float = PATIENCE_S) -> None:
+        """Wait until so many more records were read and committed."""
+        goal = sum(self.committed.values()) + records
+        wait_for(lambda: sum(self.committed.values()) >= goal or self.problems, timeout_s, "the group goes on")
+
+    def finish(self) -> None:
+        """Stop and check that the broker still has every commit it confirmed."""
+        self._stop.set()
+        self._thread.join(PATIENCE_S)
+        assert not self._thread.is_alive(), "the consumer did not come to an end"
+        assert not self.problems, self.problems[:5]
+        self.check_commits()
+
+    def check_commits(self) -> None:
+        """The committed offsets are nowhere below what was confirmed."""
+        confirmed = dict(self.committed)
+        asker = Consumer(self._settings)
+        try:
+            wanted = [TopicPartition(self.topic, partition) for partition in confirmed]
+            for found in asker.committed(wanted, timeout=PATIENCE_S):
+                assert found.error is None, found.error
+                assert found.offset >= confirmed[found.partition], (
+                    f"partition {found.partition}: committed {found.offset}, confirmed {confirmed[found.partition]}"
+                )
+        finally:
+            asker.close()
+
+    def _assigned(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        for partition in partitions:
+            self._next[partition.partition] = -1  # The first record says where the group goes on.
+
+    def _run(self) -> None:
+        consumer = Consumer(self._settings)
+        try:
+            consumer.subscribe([self.topic], on_assign=self._assigned)
+            while not self._stop.is_set():
+                for message in consumer.consume(500, timeout=0.2):
+                    self._note(message)
+                if self.read:
+                    self._commit(consumer)
+        except KafkaException as problem:
+            self.problems.append(f"the consumer failed: {problem}")
+        finally:
+            consumer.close()
+
+    def _note(self, message: Message) -> None:
+        if message.error():
+            if not message.error().retriable() and message.error().fatal():
+                self.problems.append(f"the consumer met {message.error()}")
+            if message.error().code() == KafkaError._AUTO_OFFSET_RESET:
+                self.problems.append(f"a commit was lost: {message.error()}")
+            return
+        partition, offset = message.partition(), message.offset()
+        expected = self._next[partition]
+        if expected < 0:
+            if offset < self.committed[partition]:
+                self.problems.append(f"partition {partition}: resumed at {offset}, below {self.committed[partition]}")
+        elif offset != expected:
+            self.problems.append(f"partition {partition}: offset {offset} where {expected} was due")
+        self._next[partition] = offset + 1
+        self.read += 1
+
+    def _commit(self, consumer: Consumer) -> None:
+        try:
+            done = consumer.commit(asynchronous=False)
+        except KafkaException:
+            return  # Not confirmed: the group may go on before it.
+        for partition in done or ():
+            if partition.error is None:
+                self.committed[partition.partition] = max(self.committed[partition.partition], partition.offset)
+
+
+def check_records(bootstrap: str, load: IdempotentLoad) -> float:
+    """Read everything back: nothing acknowledged is missing or elsewhere, nothing is twice, offsets are dense and the
+    numbers of each partition in order. Returns the seconds it took.
+
+    Raises:
+        AssertionError: with what was found.
+    """
+    began = time.monotonic()
+    reader = Consumer({"bootstrap.servers": bootstrap, "group.id": "checker", "enable.auto.commit": False})
+    found: dict[int, tuple[int, int]] = {}
+    try:
+        ends = {}
+        for partition in range(load.partitions):
+            low, high = reader.get_watermark_offsets(TopicPartition(load.topic, partition), timeout=PATIENCE_S)
+            assert low == 0, f"partition {partition} begins at {low}"
+            ends[partition] = high
+        reader.assign([TopicPartition(load.topic, partition, 0) for partition in range(load.partitions)])
+        next_offset = dict.fromkeys(ends, 0)
+        last_number = dict.fromkeys(ends, -1)
+        for message in poll_records(reader, sum(ends.values()), PATIENCE_S):
+            partition, offset = message.partition(), message.offset()
+            number = int(message.value() or b"")
+            assert offset == next_offset[partition], f"partition {partition}: {offset}, not {next_offset[partition]}"
+            assert number not in found, f"number {number} at {found[number]} and at {(partition, offset)}"
+            assert number > last_number[partition], f"partition {partition}: {number} after {last_number[partition]}"
+            found[number] = (partition, offset)
+            last_number[partition] = number
+            next_offset[partition] = offset + 1
+    finally:
+        reader.close()
+    for number, place in load.acknowledged.items():
+        assert found.get(number) == place, f"number {number} was acknowledged at {place}, found at {found.get(number)}"
+    return time.monotonic() - began
