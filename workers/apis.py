@@ -7,7 +7,24 @@ To serve another API: a row in `kafscale/protocol/table.py`, one in `workers/aut
 from __future__ import annotations
 
 from kafscale.protocol.api import ApiKey
-from workers.dispatch import AnyHandler, Handler
+from workers.dispatch import AnyHandler, Handler, RawHandler
+from workers.handlers import (
+    alter_configs,
+    create_partitions,
+    create_topics,
+    delete_records,
+    delete_topics,
+    describe_cluster,
+    describe_configs,
+    describe_log_dirs,
+    fetch,
+    incremental_alter_configs,
+    init_producer_id,
+    list_offsets,
+    metadata,
+    offset_for_leader_epoch,
+    produce,
+)
 from workers.handlers.api_versions import ApiVersionsHandler
 
 
@@ -20,4 +37,26 @@ def handlers() -> list[AnyHandler]:
 
 
 def _served() -> list[AnyHandler]:
-    return []
+    key = ApiKey
+    # fmt: off
+    return [
+        # Advertised from 0: with 3, librdkafka 2.0 silently stops compressing (KAFKA-18659).
+        RawHandler(key.PRODUCE, 3, 13, produce.handle, advertised_from=0),
+        RawHandler(key.FETCH, 4, 18, fetch.handle, advertised_from=4),
+        Handler(key.LIST_OFFSETS, 1, 11, list_offsets.handle, list_offsets.failed, needs_lease=True),
+        Handler(key.METADATA, 0, 13, metadata.handle, metadata.failed, is_repeatable=metadata.is_repeatable),
+        Handler(key.CREATE_TOPICS, 2, 7, create_topics.handle, create_topics.failed, is_admin=True),
+        Handler(key.DELETE_TOPICS, 1, 6, delete_topics.handle, delete_topics.failed, is_admin=True),
+        Handler(key.DELETE_RECORDS, 0, 2, delete_records.handle, delete_records.failed, is_admin=True),
+        Handler(key.INIT_PRODUCER_ID, 0, 5, init_producer_id.handle, init_producer_id.failed),
+        Handler(key.OFFSET_FOR_LEADER_EPOCH, 2, 4, offset_for_leader_epoch.handle, offset_for_leader_epoch.failed,
+                needs_lease=True),
+        Handler(key.DESCRIBE_CONFIGS, 1, 4, describe_configs.handle, describe_configs.failed),
+        Handler(key.ALTER_CONFIGS, 0, 2, alter_configs.handle, alter_configs.failed, is_admin=True),
+        Handler(key.DESCRIBE_LOG_DIRS, 1, 5, describe_log_dirs.handle),
+        Handler(key.CREATE_PARTITIONS, 0, 3, create_partitions.handle, create_partitions.failed, is_admin=True),
+        Handler(key.INCREMENTAL_ALTER_CONFIGS, 0, 1, incremental_alter_configs.handle, incremental_alter_configs.failed,
+                is_admin=True),
+        Handler(key.DESCRIBE_CLUSTER, 0, 2, describe_cluster.handle),
+    ]
+    # fmt: on

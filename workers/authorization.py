@@ -112,6 +112,45 @@ def _rows() -> dict[ApiKey, Row]:
 REQUIREMENTS: Final[Mapping[ApiKey, Row]] = MappingProxyType(_rows())
 
 
+def _bits(*operations: Operation) -> int:
+    return sum(1 << operation for operation in operations)
+
+
+# What can be done to each kind of resource, as the bit field in which clients are told what they may do (KIP-430).
+SUPPORTED_OPERATIONS: Final[Mapping[ResourceType, int]] = MappingProxyType(
+    {
+        ResourceType.TOPIC: _bits(
+            Operation.READ,
+            Operation.WRITE,
+            Operation.CREATE,
+            Operation.DELETE,
+            Operation.ALTER,
+            Operation.DESCRIBE,
+            Operation.DESCRIBE_CONFIGS,
+            Operation.ALTER_CONFIGS,
+        ),
+        ResourceType.GROUP: _bits(
+            Operation.READ,
+            Operation.DELETE,
+            Operation.DESCRIBE,
+            Operation.DESCRIBE_CONFIGS,
+            Operation.ALTER_CONFIGS,
+        ),
+        ResourceType.CLUSTER: _bits(
+            Operation.CREATE,
+            Operation.ALTER,
+            Operation.DESCRIBE,
+            Operation.CLUSTER_ACTION,
+            Operation.DESCRIBE_CONFIGS,
+            Operation.ALTER_CONFIGS,
+            Operation.IDEMPOTENT_WRITE,
+        ),
+    }
+)
+# What that bit field says where it was not asked for.
+NOT_ASKED_FOR: Final = -(2**31)
+
+
 class Authorizer(Protocol):
     """Decides. Must not block and must not raise: what can't be decided is denied."""
 

@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
-from kafscale.errors import Invalid, ProtocolError
+from kafscale.errors import Fenced, Invalid, ProtocolError
 from kafscale.logs import RateLimited
 from kafscale.metrics import error_cell, request_cell
 from kafscale.protocol.api import APIS, Api, ApiKey, decode_request, encode_response
@@ -45,8 +45,9 @@ class Handler:
     """An API that is served: `handle(context, request, message)` returns the answer, or an awaitable of it.
 
     `failed` makes the answer that says an error of everything asked for, where the answer has no field of its own for
-    it. `is_admin`: switched off by `allow_admin_apis`. `is_repeatable` tells of an answer whether it depends on nothing
-    but the request and the cluster's state, so that the next request that is the same may get the same bytes.
+    it. `is_admin`: switched off by `allow_admin_apis`. `needs_lease`: its answer would be wrong from a worker that was
+    replaced and does not know it. `is_repeatable` tells of an answer whether it depends on nothing but the request and
+    the cluster's state, so that the next request that is the same may get the same bytes.
     """
 
     api: ApiKey
@@ -55,6 +56,7 @@ class Handler:
     handle: Handle
     failed: Failed | None = None
     is_admin: bool = False
+    needs_lease: bool = False
     is_repeatable: Callable[[Any], bool] | None = None
 
     @property
@@ -180,7 +182,10 @@ class Dispatcher:
         try:
             if not is_allowed or row.is_off:
                 raise _denial(row)
-            result = handler.handle(self._context, request, message)
+            if handler.needs_lease and not self._context.lease.is_fresh(self._context.clock.monotonic()):
+                result: Message | Awaitable[Message] = self._handle_with_lease(handler, request, message)
+            else:
+                result = handler.handle(self._context, request, message)
         except Exception as error:  # noqa: BLE001 - turned into an answer
             self._fail(row, header, message, error, pending)
             return
@@ -192,6 +197,12 @@ class Dispatcher:
         encoded = self._answer(row, header.api_version, header.correlation_id, result, pending)
         if key is not None and encoded is not None and handler.is_repeatable and handler.is_repeatable(result):
             self._repeats.keep(key, encoded)
+
+    async def _handle_with_lease(self, handler: Handler, request: Request, message: Message) -> Message:
+        if not await self._context.lease.check():
+            raise Fenced("this worker has been replaced")
+        result = handler.handle(self._context, request, message)
+        return result if isinstance(result, Message) else await result
 
     async def _wait(
         self, row: _Row, header: RequestHeader, message: Message, result: Awaitable[Message], pending: Pending
@@ -223,13 +234,13 @@ class Dispatcher:
         if deserves_stack_trace(error):
             self._report(row, error)
         response = None
-        if row.failed is not None and not isinstance(error, ProtocolError):
+        if row.failed is not None and not isinstance(error, ProtocolError | Fenced):
             try:
                 response = row.failed(message, code, text)
             except Exception as second:  # noqa: BLE001 - as above
                 self._report(row, second)
         if response is None:
-            pending.close_connection("protocol" if isinstance(error, ProtocolError) else "error")
+            pending.close_connection(_close_reason(error))
         else:
             self._answer(row, header.api_version, header.correlation_id, response, pending)
 
@@ -237,6 +248,13 @@ class Dispatcher:
         held = self._surprises.permit((row.api.key, type(error)))
         if held is not None:
             log.error("request failed", exc_info=error, extra={"api": row.api.name, "held_back": held})
+
+
+def _close_reason(error: Exception) -> str:
+    if isinstance(error, ProtocolError):
+        return "protocol"
+    # A replaced worker's clients find its successor when they connect anew.
+    return "fenced" if isinstance(error, Fenced) else "error"
 
 
 def _denial(row: _Row) -> Invalid:

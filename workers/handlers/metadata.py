@@ -1,0 +1,196 @@
+"""Metadata (key 3), v0-13: nodes, topics by name or id or all of them, and who leads each partition. Creates topics.
+
+A topic asked for by name that does not exist is created, where the client (v4+) and `auto_create_topics` allow it; the
+answer waits for that, for a while, and says LEADER_NOT_AVAILABLE if it takes longer. A partition has one replica, its
+leader: what is durable is durable in the object store. The controller named is the node that answers, since every node
+takes admin requests. Answers without any error are kept and given again, as bytes, until the cluster changes. Left out:
+the rights of a principal, for whom everything is allowed so far.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine
+from typing import Final, NamedTuple
+
+import msgspec
+
+from kafscale.coordination.cluster import INTERNAL_TOPICS, OFFSETS_TOPIC, Topic, slot_of, topic_name_error
+from kafscale.coordination.commands import CreateTopic
+from kafscale.errors import Invalid, Retry
+from kafscale.protocol.error_codes import ErrorCode
+from kafscale.protocol.messages.metadata import (
+    MetadataRequest,
+    MetadataResponse,
+    MetadataResponseBroker,
+    MetadataResponsePartition,
+    MetadataResponseTopic,
+)
+from kafscale.protocol.schema import ZERO_UUID
+from workers.authorization import NOT_ASKED_FOR, SUPPORTED_OPERATIONS, ResourceType
+from workers.context import ClusterView, Context, Request
+
+# Topics that one request may have created; the client asks again for the rest.
+AUTO_CREATE_MAX: Final = 100
+AUTO_CREATE_SECONDS: Final = 5.0
+# From this version on a topic may be asked for by its id.
+IDS_FROM: Final = 12
+
+
+def handle(
+    context: Context, request: Request, message: MetadataRequest
+) -> MetadataResponse | Coroutine[None, None, MetadataResponse]:
+    version = request.header.api_version
+    if version == 0 and not message.topics:
+        message = msgspec.structs.replace(message, topics=None)
+    if message.topics is not None:
+        if version < IDS_FROM and any(topic.name is None for topic in message.topics):
+            raise Invalid(ErrorCode.INVALID_REQUEST, f"a topic without a name in Metadata v{version}")
+        if message.allow_auto_topic_creation and context.settings.auto_create_topics:
+            known = context.cluster.state.topics
+            names = dict.fromkeys(t.name for t in message.topics if t.name is not None and t.topic_id == ZERO_UUID)
+            missing = [name for name in names if name not in known and topic_name_error(name) is None]
+            if missing:
+                return _create_and_answer(context, message, missing)
+    return _answer(context, message, {})
+
+
+async def _create_and_answer(context: Context, message: MetadataRequest, missing: list[str]) -> MetadataResponse:
+    """Create the topics, then answer."""
+    now, later = missing[:AUTO_CREATE_MAX], missing[AUTO_CREATE_MAX:]
+    errors: dict[str, int] = dict.fromkeys(later, ErrorCode.LEADER_NOT_AVAILABLE)
+    commands = [CreateTopic(name=name, partitions=_partitions_of_new(context, name)) for name in now]
+    try:
+        results = await context.admin.submit(commands, AUTO_CREATE_SECONDS)
+    except Retry:
+        errors.update(dict.fromkeys(now, ErrorCode.LEADER_NOT_AVAILABLE))
+    else:
+        for name, result in zip(now, results, strict=True):
+            # Another client may have been quicker.
+            taken = result.error_code in (ErrorCode.NONE, ErrorCode.TOPIC_ALREADY_EXISTS)
+            errors[name] = ErrorCode.LEADER_NOT_AVAILABLE if taken else result.error_code
+    return _answer(context, message, errors)
+
+
+def _partitions_of_new(context: Context, name: str) -> int:
+    settings = context.settings
+    return settings.offsets_topic_partitions if name == OFFSETS_TOPIC else settings.auto_create_partitions
+
+
+def is_repeatable(response: MetadataResponse) -> bool:
+    """An answer with an error may be another next time, or have created something."""
+    return not any(topic.error_code or any(p.error_code for p in topic.partitions) for topic in response.topics)
+
+
+def failed(message: MetadataRequest, code: int, text: str) -> MetadataResponse:
+    """The error for each topic asked for, and (v13) for all."""
+    topics = [
+        MetadataResponseTopic(error_code=code, name=topic.name or "", topic_id=topic.topic_id)
+        for topic in message.topics or ()
+    ]
+    return MetadataResponse(error_code=code, topics=topics)
+
+
+def _answer(context: Context, message: MetadataRequest, errors: dict[str, int]) -> MetadataResponse:
+    cluster = context.cluster
+    leaders = _Leaders(cluster)
+    operations = (
+        SUPPORTED_OPERATIONS[ResourceType.TOPIC] if message.include_topic_authorized_operations else NOT_ASKED_FOR
+    )
+    if message.topics is None:
+        topics = [leaders.described(topic, operations) for topic in cluster.state.topics.values()]
+    else:
+        topics = []
+        for name, topic_id in dict.fromkeys((topic.name, topic.topic_id) for topic in message.topics):
+            found = cluster.topic(name) if topic_id == ZERO_UUID and name is not None else cluster.topic_by_id(topic_id)
+            if found is not None:
+                topics.append(leaders.described(found, operations))
+            else:
+                topics.append(_missing(name, topic_id, errors))
+    return MetadataResponse(
+        brokers=_brokers(cluster),
+        cluster_id=cluster.state.cluster_id,
+        controller_id=controller_of(cluster),
+        topics=topics,
+        cluster_authorized_operations=(
+            SUPPORTED_OPERATIONS[ResourceType.CLUSTER]
+            if message.include_cluster_authorized_operations
+            else NOT_ASKED_FOR
+        ),
+    )
+
+
+def _missing(name: str | None, topic_id: bytes, errors: dict[str, int]) -> MetadataResponseTopic:
+    if topic_id != ZERO_UUID or name is None:
+        return MetadataResponseTopic(error_code=ErrorCode.UNKNOWN_TOPIC_ID, name=None, topic_id=topic_id)
+    if topic_name_error(name) is not None:
+        return MetadataResponseTopic(error_code=ErrorCode.INVALID_TOPIC_EXCEPTION, name=name)
+    return MetadataResponseTopic(error_code=errors.get(name, ErrorCode.UNKNOWN_TOPIC_OR_PARTITION), name=name)
+
+
+def _brokers(cluster: ClusterView) -> list[MetadataResponseBroker]:
+    return [
+        MetadataResponseBroker(node_id=node.node_id, host=node.host, port=node.port, rack=node.rack)
+        for _, node in sorted(cluster.nodes.items())
+    ]
+
+
+def controller_of(cluster: ClusterView) -> int:
+    """The node to send admin requests to: this one, or any that is alive; -1 if none is."""
+    return cluster.node_id if cluster.node_id in cluster.nodes else min(cluster.nodes, default=-1)
+
+
+class _Leader(NamedTuple):
+    """What is said of a partition, but for its number."""
+
+    error_code: int
+    node_id: int
+    epoch: int
+    replicas: tuple[int, ...]
+    in_sync: tuple[int, ...]
+    offline: tuple[int, ...]
+
+
+class _Leaders:
+    """Who leads, by slot: looked up once for each slot, as an answer may name many thousand partitions."""
+
+    def __init__(self, cluster: ClusterView) -> None:
+        self._cluster = cluster
+        self._by_slot: dict[int, _Leader] = {}
+
+    def described(self, topic: Topic, operations: int) -> MetadataResponseTopic:
+        slot_count = self._cluster.state.slot_count
+        partitions = []
+        for index in range(topic.partitions):
+            slot = slot_of(topic.topic_id, index, slot_count)
+            code, leader, epoch, replicas, in_sync, offline = self._by_slot.get(slot) or self._look_up(slot)
+            partitions.append(
+                MetadataResponsePartition(
+                    error_code=code,
+                    partition_index=index,
+                    leader_id=leader,
+                    leader_epoch=epoch,
+                    replica_nodes=replicas,
+                    isr_nodes=in_sync,
+                    offline_replicas=offline,
+                )
+            )
+        return MetadataResponseTopic(
+            name=topic.name,
+            topic_id=topic.topic_id,
+            is_internal=topic.name in INTERNAL_TOPICS,
+            partitions=partitions,
+            topic_authorized_operations=operations,
+        )
+
+    def _look_up(self, slot: int) -> _Leader:
+        owner = self._cluster.state.owner(slot)
+        if owner is None:
+            found = _Leader(ErrorCode.LEADER_NOT_AVAILABLE, -1, -1, (), (), ())
+        elif owner.node_id not in self._cluster.nodes:
+            node = (owner.node_id,)
+            found = _Leader(ErrorCode.LEADER_NOT_AVAILABLE, -1, owner.epoch, node, (), node)
+        else:
+            node = (owner.node_id,)
+            found = _Leader(ErrorCode.NONE, owner.node_id, owner.epoch, node, node, ())
+        self._by_slot[slot] = found
+        return found
