@@ -17,7 +17,7 @@ from kafscale.clock import Clock
 from kafscale.config import Settings
 from kafscale.errors import ObjectExists, StoreUnavailable, StoreUnclear
 from kafscale.storage.backoff import backoff_seconds
-from kafscale.storage.flusher import Flusher
+from kafscale.storage.flusher import Flush, Flusher
 from kafscale.storage.keys import Keys, sequence_of
 from kafscale.storage.log_objects import Checkpoint, ManifestPlace, encode_small
 from kafscale.storage.manifest import encode_manifest
@@ -63,14 +63,17 @@ class Checkpointer:
         self._bytes_since = 0
         # Given up in the last checkpoint: deleted once the next one counts.
         self._given_up: list[str] = []
-        # Numbers of our log from here on that no extent ever referred to are still to be given up.
+        # Objects of our log that no extent refers to; and such as lay above the covered sequence the last time.
         self._stateless: list[str] = []
         self._held_back: list[str] = []
 
-    def flushed(self, byte_count: int) -> None:
-        self._bytes_since += byte_count
+    def flushed(self, flush: Flush) -> None:
+        """Count a durable flush towards the next checkpoint."""
+        self._bytes_since += flush.bytes
+        if not flush.placed:
+            self._note_stateless(flush.sequence)
 
-    def note_stateless(self, sequence: int) -> None:
+    def _note_stateless(self, sequence: int) -> None:
         """Object `sequence` of our log holds no batches: nothing will ever refer to it."""
         self._stateless.append(self._keys.log(self._log.log_id, sequence))
 
@@ -103,7 +106,7 @@ class Checkpointer:
             self._log.checkpoint_sequence = sequence
             self._covered = covered
             self._written_at = self._clock.monotonic()
-            self.note_stateless(sequence)
+            self._note_stateless(sequence)
             await self._delete(self._given_up)
             self._given_up = given_up
 

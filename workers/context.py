@@ -6,7 +6,7 @@ A handler gets a `Context` and a `Request`; it owns no state. Everything mutable
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -82,3 +82,5 @@ class Context:
     bugs: PlantedBugs
     # Work begun by handlers that goes on after they return; called off when the worker stops.
     tasks: set[asyncio.Task[None]]
+    # Begin no more Produce requests until some of what was appended is durable.
+    hold_produce: Callable[[], None]

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from kafscale.clock import Clock
 from kafscale.config import Settings
-from kafscale.coordination.cluster import ClusterState, Topic, slot_of
+from kafscale.coordination.cluster import OFFSETS_TOPIC, ClusterState, Topic, slot_of
 from kafscale.coordination.topic_configs import effective
 from kafscale.errors import Invalid
 from kafscale.protocol.error_codes import ErrorCode
@@ -140,6 +140,14 @@ class Ownership:
 
     def partitions(self) -> Iterable[PartitionLog]:
         return self._partitions.values()
+
+    def __len__(self) -> int:
+        """Partitions served here."""
+        return len(self._partitions)
+
+    def may_expire(self, partition: PartitionLog) -> bool:
+        """Whether retention may take records: of `__consumer_offsets` only what a manifest's group state contains."""
+        return partition.topic != OFFSETS_TOPIC or not self.slots[partition.slot].is_dirty
 
     def is_loading(self, topic_id: bytes, index: int) -> bool:
         """Whether the partition is assigned to this worker and not yet served."""

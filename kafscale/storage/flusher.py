@@ -46,6 +46,8 @@ class FlushPolicy(msgspec.Struct, frozen=True, kw_only=True):
     interval_s: float | None
     least_interval_s: float = 0.0015
     max_in_flight: int = MAX_IN_FLIGHT
+    # Bytes appended and not durable beyond which callers should hold back.
+    buffered_bytes_max: int = 64 << 20
 
 
 class Flush:
@@ -158,6 +160,11 @@ class Flusher:
         assert self._checkpoint is None
         self._checkpoint = (build, on_durable)
         self._pump()
+
+    @property
+    def is_full(self) -> bool:
+        """Whether so much waits to become durable that no more should be appended."""
+        return self.pending_bytes >= self._policy.buffered_bytes_max
 
     def barrier(self) -> Flush | None:
         """The newest flush that holds anything, or None when everything appended is durable."""

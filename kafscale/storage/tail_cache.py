@@ -23,15 +23,16 @@ class TailCache:
         """Keep the views of one flush's extents, `size` bytes in all."""
         self._queue.append((extents, size))
         self.bytes += size
-        while self.bytes > self.max_bytes:
-            self.evict()
+        if self.bytes > self.max_bytes:
+            self.evict(self.bytes - self.max_bytes)
 
-    def evict(self) -> bool:
-        """Give up the oldest. False if there is nothing left."""
-        if not self._queue:
-            return False
-        extents, size = self._queue.popleft()
-        self.bytes -= size
-        for extent in extents:
-            extent.views = None
-        return True
+    def evict(self, wanted: int) -> int:
+        """Give up at least `wanted` bytes, oldest first; returns how many. 0: there is nothing left."""
+        given = 0
+        while given < wanted and self._queue:
+            extents, size = self._queue.popleft()
+            given += size
+            for extent in extents:
+                extent.views = None
+        self.bytes -= given
+        return given

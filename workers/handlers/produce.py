@@ -130,6 +130,8 @@ def handle(
         context, request, pending, results, (batches, record_count, size), arrived, view.timeout_ms
     )
     flush.answers.append(waiting.complete)
+    if context.flusher.is_full:
+        context.hold_produce()
 
 
 def _append(

@@ -1,0 +1,7 @@
+"""`python -m workers --control-fd N`: a worker process, started by the supervisor."""
+
+import sys
+
+from workers.process import main
+
+sys.exit(main(sys.argv[1:]))

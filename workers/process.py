@@ -1,0 +1,192 @@
+"""A worker as an operating-system process: its control socket, its listening sockets, its loop, its end.
+
+Spawned by the supervisor with descriptors by number. It exits when the control socket closes (its supervisor is gone),
+when its incarnation is fenced, and after a drain. Exit status: 0 drained, 1 anything else. It binds nothing itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import ctypes
+import gc
+import logging
+import os
+import random
+import signal
+import socket
+import sys
+from collections.abc import Coroutine
+from pathlib import Path
+
+import uvloop
+
+from kafscale import logs
+from kafscale.clock import SystemClock
+from kafscale.control import (
+    AdoptListener,
+    Configure,
+    Drain,
+    DropListener,
+    ToSupervisor,
+    encode_frame,
+    worker_side_reader,
+)
+from kafscale.errors import KafscaleError
+from kafscale.metrics import MetricsBlock
+from kafscale.storage.local import LocalStore
+from workers.worker import Worker
+
+log = logging.getLogger(__name__)
+
+BACKLOG = 4096
+STORE_THREADS = 4
+# Collections otherwise set the tail latency: few, and never of what was there at the start.
+GC_THRESHOLDS = (50_000, 50, 100)
+_PR_SET_PDEATHSIG = 1
+
+
+class Process(asyncio.Protocol):
+    """The control socket's protocol, and through it the whole process."""
+
+    def __init__(self) -> None:
+        self.exit_status = 1
+        self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._reader = worker_side_reader()
+        self._clock = SystemClock()
+        self._transport: asyncio.Transport | None = None
+        self._worker: Worker | None = None
+        self._configure: Configure | None = None
+        self._servers: dict[int, asyncio.Server] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    # The control socket
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        for message in self._reader.feed(data):
+            match message:
+                case Configure():
+                    self._run(self._start(message))
+                case Drain():
+                    self._run(self._drain())
+                case AdoptListener(worker_index):
+                    self._run(self._adopt(worker_index))
+                case DropListener(worker_index):
+                    self._drop(worker_index)
+                case _:
+                    if self._worker is not None and not self._worker.is_stopped:
+                        self._worker.receive(message)  # type: ignore[arg-type]
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        log.info("the supervisor is gone; the worker ends")
+        self._finish(1)
+
+    def send(self, message: ToSupervisor) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(encode_frame(message))
+
+    # Life
+
+    async def _start(self, configure: Configure) -> None:
+        settings = configure.settings
+        logs.configure(settings, "worker", worker=configure.worker_index)
+        metrics = MetricsBlock.attach(configure.metrics_fd)
+        metrics.begin_incarnation()
+        store = LocalStore(Path(settings.data_dir).absolute(), self._clock, STORE_THREADS)
+        self._configure = configure
+        # Ids must differ between incarnations: seeded by the operating system.
+        source = random.Random(int.from_bytes(os.urandom(16), "big"))
+        self._worker = Worker(configure, store, self._clock, source, metrics, self.send, self._stopped)
+        await self._worker.start()
+        for fd in (configure.private_fd, configure.bootstrap_fds[configure.worker_index]):
+            self._servers[fd] = await self._listen(fd)
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(*GC_THRESHOLDS)
+
+    async def _listen(self, fd: int) -> asyncio.Server:
+        assert self._worker is not None
+        # A duplicate: closing the server must not close what a sibling may accept on later.
+        sock = socket.socket(fileno=os.dup(fd))
+        return await asyncio.get_running_loop().create_server(self._worker.connections, sock=sock, backlog=BACKLOG)
+
+    async def _adopt(self, worker_index: int) -> None:
+        if self._configure is None or self._worker is None or self._worker.is_stopped:
+            return
+        fd = self._configure.bootstrap_fds[worker_index]
+        if fd not in self._servers:
+            self._servers[fd] = await self._listen(fd)
+
+    def _drop(self, worker_index: int) -> None:
+        if self._configure is not None:
+            server = self._servers.pop(self._configure.bootstrap_fds[worker_index], None)
+            if server is not None:
+                server.close()
+
+    async def _drain(self) -> None:
+        for server in self._servers.values():
+            server.close()
+        self._servers.clear()
+        if self._worker is not None and not self._worker.is_stopped:
+            await self._worker.drain()
+        self._finish(0)
+
+    def _stopped(self, reason: str) -> None:
+        log.error("the worker stops", extra={"why": reason})
+        self._finish(1)
+
+    def _finish(self, status: int) -> None:
+        if not self.over.done():
+            self.exit_status = status
+            self.over.set_result(None)
+
+    def _run(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ran)
+
+    def _ran(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if task.cancelled() or task.exception() is None:
+            return
+        error = task.exception()
+        if isinstance(error, KafscaleError):
+            log.critical("the worker can't go on", extra={"why": str(error)})
+        else:
+            log.critical("the worker can't go on", exc_info=error)
+        self._finish(1)
+
+
+def die_with_parent() -> None:
+    """Have the kernel kill this process if its supervisor dies, even while it is stopped or hangs (Linux)."""
+    try:
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    except (OSError, AttributeError):
+        return
+
+
+async def _main(control_fd: int) -> int:
+    control = socket.socket(fileno=control_fd)
+    control.setblocking(False)
+    transport, process = await asyncio.get_running_loop().create_connection(Process, sock=control)
+    await process.over
+    # What was sent last (Drained, Fenced) goes out before the socket closes.
+    transport.close()
+    return process.exit_status
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="workers", description="A Kafscale worker; started by `kafscale serve`.")
+    parser.add_argument("--control-fd", type=int, required=True)
+    control_fd = parser.parse_args(arguments).control_fd
+    die_with_parent()
+    # A person's Ctrl-C goes to the whole group; the supervisor decides what becomes of it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    status = uvloop.run(_main(control_fd))
+    # Threads that write may still hang on a dead disk: nothing that matters is left to do.
+    sys.stderr.flush()
+    os._exit(status)

@@ -1,0 +1,295 @@
+"""A worker: the composition root of the data plane, and its life from `Configure` to its end.
+
+Builds every owner and wires them; owns nothing of its own but their order. A worker starts by taking over the slots
+assigned to its log (load, own checkpoint, serve), follows the cluster log, and ends in one of three ways: drained (all
+that was received is durable and answered, and its log sealed by itself), fenced (someone else ended its log), or lost
+(its supervisor is gone). It knows no process and no listening socket (`workers/process.py`): a simulation can run many.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable, Coroutine
+
+from kafscale.clock import Clock
+from kafscale.config import Settings
+from kafscale.control import (
+    ClusterVersion,
+    CommandReply,
+    Configure,
+    Drained,
+    Fenced,
+    NodeAddress,
+    Nodes,
+    Ping,
+    Pong,
+    Serving,
+    ToSupervisor,
+    ToWorker,
+)
+from kafscale.coordination.cluster import apply, decode_state, decode_version
+from kafscale.errors import Corrupt
+from kafscale.errors import Fenced as FencedError
+from kafscale.metrics import (
+    FENCED,
+    FLUSH_BYTES,
+    FLUSH_LATENCY,
+    FLUSH_PARTITIONS,
+    FLUSHES,
+    SLOTS_TAKEN_OVER,
+    MetricsBlock,
+)
+from kafscale.storage.flusher import Flush, Flusher, FlushPolicy
+from kafscale.storage.keys import Keys
+from kafscale.storage.log_objects import Kind, Seal, encode_small
+from kafscale.storage.metered import MeteredStore
+from kafscale.storage.planted import NO_BUGS, PlantedBugs
+from kafscale.storage.reads import ColdReader
+from kafscale.storage.store import ObjectStore, Purpose
+from kafscale.storage.tail_cache import TailCache
+from kafscale.storage.takeover import LogReader
+from kafscale.storage.worker_log import WorkerLog
+from workers.admin import Admin
+from workers.apis import handlers
+from workers.authorization import AllowAll
+from workers.checkpoints import Checkpointer
+from workers.connections import Connections
+from workers.context import ClusterView, Context
+from workers.dispatch import Dispatcher
+from workers.groups import Groups
+from workers.lease import Lease
+from workers.ownership import Ownership, settle
+from workers.producer_ids import ProducerIds
+from workers.slabs import SlabPool
+from workers.upkeep import Upkeep
+
+log = logging.getLogger(__name__)
+
+SLAB_BYTES = 8 << 20
+# Of the cache setting, how much keeps what was written and how much what was read back.
+COLD_SHARE = 4
+# Received and not durable, in flushes: enough to keep a disk busy; more only makes clients wait.
+FLUSHES_BUFFERED = 4
+# A lease is a little shorter than the time after which the supervisor replaces a silent worker.
+LEASE_SHARE = 0.8
+# Of the time to drain, how much is spent on answering what was received; the rest is for the last checkpoint.
+DRAIN_ANSWER_SHARE = 0.5
+
+
+class Worker:
+    """One worker incarnation. `send` writes to the supervisor; `on_stopped` is called once, with the reason, when this
+    incarnation has ended other than by `drain`."""
+
+    def __init__(
+        self,
+        configure: Configure,
+        store: ObjectStore,
+        clock: Clock,
+        random_source: random.Random,
+        metrics: MetricsBlock,
+        send: Callable[[ToSupervisor], None],
+        on_stopped: Callable[[str], None],
+        bugs: PlantedBugs = NO_BUGS,
+    ) -> None:
+        settings = configure.settings
+        self.node_id = configure.node_id
+        self.log_id = configure.log_id
+        self.is_stopped = False
+        self._settings = settings
+        self._clock = clock
+        self._metrics = metrics
+        self._send = send
+        self._on_stopped = on_stopped
+        self._store = metered = MeteredStore(store, metrics.cells, clock)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._is_loading = False
+        keys = Keys(settings.cluster_namespace)
+        self.cluster = ClusterView(configure.node_id, decode_state(configure.cluster_state))
+        self.cluster.replace_state(self.cluster.state)
+        self._set_nodes(configure.nodes)
+        self.log = WorkerLog(metered, keys, configure.log_id, clock, random_source, self._fenced, bugs)
+        tail = TailCache(settings.cache_bytes - settings.cache_bytes // COLD_SHARE)
+        self.flusher = Flusher(self.log, keys, clock, _flush_policy(settings), tail, self._flushed, bugs)
+        reader = ColdReader(metered, settings.cache_bytes // COLD_SHARE)
+        self.groups = Groups(settings, clock, self.cluster, self.flusher, reader, random_source)
+        self.ownership = Ownership(
+            settings,
+            metered,
+            LogReader(metered, keys, clock, random_source),
+            clock,
+            self.cluster,
+            configure.log_id,
+            self.flusher,
+            self.groups,
+            bugs,
+        )
+        self.checkpointer = Checkpointer(
+            settings, metered, keys, clock, random_source, self.log, self.flusher, self.ownership, bugs
+        )
+        self._admin = Admin(clock, send)
+        self.lease = Lease(clock, self.log, settings.worker_hang_timeout_ms / 1000 * LEASE_SHARE)
+        context = Context(
+            settings=settings,
+            clock=clock,
+            cluster=self.cluster,
+            log=self.log,
+            flusher=self.flusher,
+            cold_reader=reader,
+            lease=self.lease,
+            ownership=self.ownership,
+            groups=self.groups,
+            admin=self._admin,
+            producer_ids=ProducerIds(metered, keys, clock, random_source, configure.log_id),
+            metrics=metrics,
+            bugs=bugs,
+            tasks=self._tasks,
+            hold_produce=lambda: self.connections.hold_produce(),
+        )
+        slabs = SlabPool(SLAB_BYTES, settings.cache_bytes + settings.produce_buffer_bytes, tail.evict)
+        dispatcher = Dispatcher(context, handlers(), AllowAll())
+        self.connections = Connections(settings, clock, slabs, metrics, dispatcher)
+        self._upkeep = Upkeep(context, self.checkpointer, self.connections, tail, slabs)
+
+    # The supervisor's messages
+
+    def receive(self, message: ToWorker) -> None:
+        """Follow one message of the supervisor (but those about listeners and `Drain`, which are the process's)."""
+        match message:
+            case Ping(number, sent_at):
+                self.lease.pinged(sent_at)
+                self._send(Pong(number, self.log.store_answers))
+            case ClusterVersion(_, payload):
+                self._follow(payload)
+            case Nodes(nodes):
+                self._set_nodes(nodes)
+            case CommandReply():
+                self._admin.on_reply(message)
+            case _:
+                raise ValueError(f"a worker was sent {type(message).__name__}, which is not for it")
+
+    def _set_nodes(self, nodes: list[NodeAddress]) -> None:
+        self.cluster.nodes = {node.node_id: node for node in nodes}
+
+    def _follow(self, payload: bytes) -> None:
+        state = apply(self.cluster.state, decode_version(payload))
+        self.cluster.replace_state(state)
+        self.ownership.apply_state(state)
+        if any(
+            assignments and assignments[-1].log_id == self.log_id and slot not in self.ownership.slots
+            for slot, assignments in enumerate(state.slots)
+        ):
+            self._spawn(self._take_over())
+        elif any(not state.slots[slot] or state.slots[slot][-1].log_id != self.log_id for slot in self.ownership.slots):
+            # Given to another: our log has been, or will be, ended. The store knows.
+            self._spawn(self._look_for_seal())
+
+    async def _look_for_seal(self) -> None:
+        await self.lease.check()
+
+    # Life
+
+    async def start(self) -> None:
+        """Take over what is assigned, and serve it. Raises Corrupt where the store lacks what it must hold."""
+        self.connections.start(asyncio.get_running_loop().call_soon)
+        await self._take_over()
+        self._upkeep.start()
+
+    async def _take_over(self) -> None:
+        if self._is_loading:
+            return
+        self._is_loading = True
+        try:
+            while loaded := await self.ownership.load():
+                # Nothing is acknowledged for a slot before a checkpoint of ours names it.
+                await self.checkpointer.write(loaded)
+                self.ownership.serve(loaded)
+                self._metrics.cells[SLOTS_TAKEN_OVER] += len(loaded)
+        finally:
+            self._is_loading = False
+        self._send(Serving(self.cluster.state.version))
+
+    async def drain(self) -> None:
+        """Finish: everything received becomes durable and is answered; then a last checkpoint, and the log's seal."""
+        self._upkeep.stop()
+        self.groups.release_waiting()
+        answered = asyncio.ensure_future(self.connections.drain())
+        await asyncio.wait({answered}, timeout=self._settings.drain_timeout_ms / 1000 * DRAIN_ANSWER_SHARE)
+        answered.cancel()
+        await self._settle_flushes()
+        if any(entry.is_dirty for entry in self.ownership.slots.values()):
+            await self.checkpointer.write()
+        seal = Seal(self.log_id, "drained")
+        await self.log.append(Kind.SEAL, lambda header: encode_small(header, seal), Purpose.CHECKPOINT)
+        self._end()
+        self.connections.stop()
+        self._send(Drained())
+
+    async def _settle_flushes(self) -> None:
+        """Wait until everything appended is durable."""
+        while (flush := self.flusher.barrier()) is not None:
+            durable: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            flush.answers.append(lambda waiter=durable: settle(waiter))  # type: ignore[misc]
+            await durable
+
+    def stop(self, reason: str) -> None:
+        """End this incarnation at once: nothing more is answered."""
+        if self.is_stopped:
+            return
+        self._end()
+        self.connections.abandon("fenced")
+        self._on_stopped(reason)
+
+    def _end(self) -> None:
+        self.is_stopped = True
+        self._upkeep.stop()
+        self.groups.stop()
+        self.log.stop()
+        for task in list(self._tasks):
+            task.cancel()
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._finished)
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if task.cancelled():
+            return
+        error = task.exception()
+        if isinstance(error, Corrupt):
+            log.critical("stored data is damaged", extra={"why": str(error)})
+            self.stop(f"stored data is damaged: {error}")
+        elif error is not None and not isinstance(error, FencedError):
+            log.critical("a task failed", exc_info=error)
+            self.stop(f"a task failed: {error!r}")
+
+    # What the log says
+
+    def _fenced(self, reason: str) -> None:
+        self._metrics.cells[FENCED] += 1
+        log.error("fenced: this worker has been replaced and stops", extra={"log_id": self.log_id, "why": reason})
+        self._send(Fenced(reason))
+        self.stop(reason)
+
+    def _flushed(self, flush: Flush, seconds: float) -> None:
+        cells = self._metrics.cells
+        cells[FLUSHES] += 1
+        cells[FLUSH_BYTES] += flush.bytes
+        cells[FLUSH_PARTITIONS] += len(flush.placed)
+        FLUSH_LATENCY.observe(cells, int(seconds * 1e6))
+        self.ownership.flushed(flush)
+        self.checkpointer.flushed(flush)
+        if self.connections.is_produce_held and not self.flusher.is_full:
+            self.connections.release_produce()
+
+
+def _flush_policy(settings: Settings) -> FlushPolicy:
+    return FlushPolicy(
+        flush_bytes=settings.flush_bytes,
+        interval_s=settings.flush_interval_ms / 1000 if settings.flush_interval_ms else None,
+        max_in_flight=settings.max_in_flight_flushes,
+        buffered_bytes_max=min(settings.produce_buffer_bytes, FLUSHES_BUFFERED * settings.flush_bytes),
+    )
