@@ -64,7 +64,7 @@ class Child(asyncio.Protocol):
     process has ended. `on_message` gets what it says, but for answers to pings.
     """
 
-    def __init__(self, process: subprocess.Popen[bytes], clock: Clock) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], control: socket.socket, clock: Clock) -> None:
         loop = asyncio.get_running_loop()
         self.pid = process.pid
         self.over: asyncio.Future[Ending] = loop.create_future()
@@ -72,8 +72,8 @@ class Child(asyncio.Protocol):
         self.on_message: Callable[[ToSupervisor], None] = lambda message: None
         self.store_ok = True
         self.drained = False
-        self.killed = False
         self._process = process
+        self._control = control
         self._clock = clock
         self._reader = supervisor_side_reader()
         self._transport: asyncio.Transport | None = None
@@ -86,6 +86,32 @@ class Child(asyncio.Protocol):
         # A pidfd becomes readable when its process ends: no signal handler, no race with the number's reuse.
         self._pidfd = os.pidfd_open(process.pid)
         loop.add_reader(self._pidfd, self._process_ended)
+
+    @classmethod
+    def launch(cls, command: Sequence[str], inherited: Sequence[int], clock: Clock) -> Child:
+        """Start `command --control-fd N` with the descriptors of `inherited` open under their own numbers.
+
+        Not fork: the child shares no memory with an event loop. Its process group is its own, so that a Ctrl-C at the
+        terminal reaches the supervisor alone, which then drains. To be followed by `connect`. Raises OSError.
+        """
+        ours, theirs = socket.socketpair()
+        with theirs:
+            try:
+                ours.setblocking(False)
+                process = subprocess.Popen(
+                    [*command, "--control-fd", str(theirs.fileno())],
+                    stdin=subprocess.DEVNULL,
+                    pass_fds=[*inherited, theirs.fileno()],
+                    process_group=0,
+                )
+            except BaseException:
+                ours.close()
+                raise
+        return cls(process, ours, clock)
+
+    async def connect(self) -> None:
+        """Make it possible to speak to the process."""
+        await asyncio.get_running_loop().create_unix_connection(lambda: self, sock=self._control)
 
     def configure(self, configure: Configure, hang_seconds: float) -> None:
         """Say who it is, and from now on expect an answer to every ping within `hang_seconds`."""
@@ -106,7 +132,6 @@ class Child(asyncio.Protocol):
     def kill(self) -> None:
         """End the process at once, if it hasn't ended."""
         if not self.gone.done():
-            self.killed = True
             self._process.send_signal(signal.SIGKILL)
 
     def stop_pings(self) -> None:
@@ -148,6 +173,8 @@ class Child(asyncio.Protocol):
     def break_off(self, detail: str) -> None:
         """Give the worker up: what it says makes no sense."""
         self._end(EndingKind.BROKEN, detail)
+        if self._transport is not None:
+            self._transport.abort()
 
     def _tick(self) -> None:
         now = self._clock.monotonic()
@@ -178,30 +205,6 @@ class Child(asyncio.Protocol):
         self.stop_pings()
         if not self.over.done():
             self.over.set_result(Ending(kind, detail))
-
-
-async def spawn(command: Sequence[str], inherited: Sequence[int], clock: Clock) -> Child:
-    """Start `command --control-fd N` with the descriptors of `inherited` open under their own numbers.
-
-    Not fork: the child shares no memory with an event loop. Its process group is its own, so that a Ctrl-C at the
-    terminal reaches the supervisor alone, which then drains. Raises OSError.
-    """
-    ours, theirs = socket.socketpair()
-    with theirs:
-        try:
-            ours.setblocking(False)
-            process = subprocess.Popen(  # noqa: ASYNC220 - vfork and exec, a millisecond; the loop's own start forks
-                [*command, "--control-fd", str(theirs.fileno())],
-                stdin=subprocess.DEVNULL,
-                pass_fds=[*inherited, theirs.fileno()],
-                process_group=0,
-            )
-        except BaseException:
-            ours.close()
-            raise
-    child = Child(process, clock)
-    await asyncio.get_running_loop().create_unix_connection(lambda: child, sock=ours)
-    return child
 
 
 def exit_text(status: int) -> str:

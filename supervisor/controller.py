@@ -89,6 +89,11 @@ class Controller:
         assert self._state is not None
         return self._state
 
+    @property
+    def version(self) -> int:
+        """The newest version known; 0 before `start` has read one."""
+        return 0 if self._state is None else self._state.version
+
     async def start(self, workers: Sequence[Incarnation], end_log: EndLog) -> None:
         """Load the state, or write the first version, and give all slots to `workers`, in one version.
 

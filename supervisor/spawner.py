@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from kafscale.clock import Clock
-from supervisor.child import Child, spawn
+from supervisor.child import Child
 
 log = logging.getLogger(__name__)
 
@@ -29,12 +29,18 @@ class Spawner:
         self._clock = clock
         self._children: set[Child] = set()
         self._spare: Child | None = None
+        self._preparing = False
 
     async def start(self) -> Child:
         """A new process. Raises OSError."""
-        child = await spawn(self._command, self._inherited, self._clock)
+        child = Child.launch(self._command, self._inherited, self._clock)
         self._children.add(child)
         child.gone.add_done_callback(lambda _: self._children.discard(child))
+        try:
+            await child.connect()
+        except BaseException:
+            child.kill()
+            raise
         return child
 
     async def take(self) -> Child:
@@ -46,11 +52,15 @@ class Spawner:
 
     async def prepare_spare(self) -> None:
         """Have a process in reserve."""
-        if self._spare is None or self._spare.over.done():
-            try:
-                self._spare = await self.start()
-            except OSError as error:
-                log.warning("no spare worker process could be started", extra={"cause": str(error)})
+        if self._preparing or (self._spare is not None and not self._spare.over.done()):
+            return
+        self._preparing = True
+        try:
+            self._spare = await self.start()
+        except OSError as error:
+            log.warning("no spare worker process could be started", extra={"cause": str(error)})
+        finally:
+            self._preparing = False
 
     def release_spare(self) -> None:
         """End the spare: it would only keep the ports open."""

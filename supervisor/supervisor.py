@@ -18,14 +18,11 @@ from typing import Any
 
 import msgspec
 
-import kafscale
 from kafscale.clock import Clock
 from kafscale.config import Endpoint, Settings
 from kafscale.control import (
     AdoptListener,
     ClusterVersion,
-    CommandReply,
-    CommandRequest,
     Configure,
     Drain,
     DropListener,
@@ -34,11 +31,9 @@ from kafscale.control import (
     ToWorker,
 )
 from kafscale.coordination.cluster import encode_state
-from kafscale.coordination.commands import CommandResult, decode_commands, encode_results
 from kafscale.coordination.store import CoordinationStore, EmbeddedCoordination, Member
-from kafscale.errors import Corrupt, Retry, StoreError, StoreFailed
+from kafscale.errors import Corrupt, StoreError, StoreFailed
 from kafscale.metrics import MetricsBlock
-from kafscale.protocol.error_codes import ErrorCode
 from kafscale.storage.cluster_log import FIRST_VERSION, ClusterLog
 from kafscale.storage.directory import check_format
 from kafscale.storage.keys import Keys
@@ -47,17 +42,17 @@ from kafscale.storage.store import ObjectStore, Purpose
 from kafscale.storage.threads import Threads
 from supervisor import broker_file
 from supervisor.adoption import Adoptions
-from supervisor.broker_file import BrokerFile, WorkerEntry
-from supervisor.child import Child
+from supervisor.child import Child, exit_text
 from supervisor.controller import Controller
 from supervisor.data_directory import LOCK_FILE, take_directory
-from supervisor.health import WorkerHealth, page, unhealthy_reasons, unready_reasons
-from supervisor.http import HttpServer, Response
+from supervisor.http import HttpServer
 from supervisor.post import Duties, Post
+from supervisor.requests import CommandRequests
 from supervisor.restarts import Restarts
 from supervisor.sealing import LogEnder
 from supervisor.sockets import Listeners, bind_http
 from supervisor.spawner import WORKER_COMMAND, Spawner
+from supervisor.status import Status
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +64,6 @@ SHOWN_WHILE_DOWN_SECONDS = 10.0
 SWEEP_SECONDS = 3600.0
 # After a second signal.
 HURRIED_DRAIN_SECONDS = 1.0
-MAX_COMMANDS_WAITING_PER_WORKER = 256
 
 
 class Supervisor:
@@ -115,13 +109,15 @@ class Supervisor:
         self._controller: Controller | None = None
         self._spawner: Spawner | None = None
         self._http: HttpServer | None = None
-        self._http_port = 0
+        self._status: Status | None = None
+        self._requests: CommandRequests | None = None
         self._posts: list[Post] = []
         self._nodes: list[NodeAddress] = []
         self._adoptions = Adoptions()
         self._files = Threads("supervisor-files", 1)
+        # What goes on until the broker drains, and what ends by itself.
+        self._loops: set[asyncio.Task[None]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._commands_waiting: dict[int, int] = {}
         self._failure: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
 
     # What signals ask for.
@@ -173,7 +169,6 @@ class Supervisor:
             self._lock = await take_directory(self._root, self._clock)
         self._listeners = Listeners(settings.listen, settings.worker_ports, settings.workers)
         http_socket = bind_http(settings.metrics_addr)
-        self._http_port = http_socket.getsockname()[1]
         if self._lock is None:
             self._lock = await take_directory(self._root, self._clock)
         check_format(self._root)
@@ -191,11 +186,21 @@ class Supervisor:
         ender = LogEnder(store, keys, self._clock, self._random, writer_id)
         cluster_log = ClusterLog(store, keys, self._clock, self._random)
         controller = self._controller = Controller(cluster_log, self._clock, settings, writer_id, self._on_version)
-        self._posts = self._make_posts(self._spawner, controller, ender)
+        self._requests = CommandRequests(controller, self._fail)
+        self._posts = self._make_posts(self._spawner, controller, ender, self._requests)
         self._nodes = self._node_addresses()
-        self._http = HttpServer(
-            {"/metrics": self._metrics, "/healthz": self._healthz, "/readyz": self._readyz}, self._clock
+        self._status = Status(
+            settings,
+            self._clock,
+            self._posts,
+            self._listeners.private_ports,
+            http_socket.getsockname()[1],
+            self._blocks,
+            controller,
+            self._store_ok,
+            lambda: self._draining,
         )
+        self._http = HttpServer(self._status.pages(), self._clock)
         await self._http.start(http_socket)
         await self._coordination.join(Member(settings.broker_id, tuple(self._nodes)))
         await self._coordination.campaign()
@@ -204,9 +209,9 @@ class Supervisor:
             lambda log_id: ender.end_log(log_id, "the broker was started anew"),
         )
         for post, child in zip(self._posts, children, strict=True):
-            self._spawn_task(post.run(child), f"post {post.index}")
-        self._spawn_task(self._watch(keys), "watch")
-        self._spawn_task(self._sweep_ended_logs(keys), "sweep")
+            self._spawn_loop(post.run(child), f"post {post.index}")
+        self._spawn_loop(self._watch(keys), "watch")
+        self._spawn_loop(self._sweep_ended_logs(keys), "sweep")
 
     def _with_ports(self, settings: Settings, port: int) -> Settings:
         """The settings with the ports that were bound in the place of 0."""
@@ -216,7 +221,9 @@ class Supervisor:
             settings, listen=listen, advertise=Endpoint(advertised.host, advertised.port or port)
         )
 
-    def _make_posts(self, spawner: Spawner, controller: Controller, ender: LogEnder) -> list[Post]:
+    def _make_posts(
+        self, spawner: Spawner, controller: Controller, ender: LogEnder, requests: CommandRequests
+    ) -> list[Post]:
         duties = Duties(
             clock=self._clock,
             spawner=spawner,
@@ -226,7 +233,7 @@ class Supervisor:
             kill_hung=self._kill_hung,
             configure=self._configure,
             on_change=self._on_post_change,
-            on_command=self._on_command,
+            on_command=requests.accept,
         )
         return [
             Post(index, self._settings.broker_id * NODES_PER_BROKER + index, Restarts(self._random), duties)
@@ -282,39 +289,12 @@ class Supervisor:
             return
         self._spawn_task(self._write_broker_file(), "broker file")
         if self._keep_spare and self._spawner is not None:
-            self._spawn_task(self._spawner.prepare_spare(), "spare")
+            self._spawn_loop(self._spawner.prepare_spare(), "spare")
         if not self._announced:
             self._announced = True
-            self._announce_ready()
-
-    def _on_command(self, child: Child, request: CommandRequest) -> None:
-        waiting = self._commands_waiting.get(child.pid, 0)
-        self._commands_waiting[child.pid] = waiting + 1
-        self._spawn_task(self._execute(child, request, waiting < MAX_COMMANDS_WAITING_PER_WORKER), "command")
-
-    async def _execute(self, child: Child, request: CommandRequest, has_room: bool) -> None:
-        assert self._controller is not None
-        try:
-            commands = decode_commands(request.commands)
-            version = 0
-            try:
-                if not has_room:
-                    raise Retry(ErrorCode.REQUEST_TIMED_OUT, "too many changes of this worker's clients are waiting")
-                version, results = await self._controller.submit(commands)
-            except Retry as error:
-                results = [CommandResult(error.code, str(error))] * len(commands)
-            except (StoreError, Corrupt) as error:
-                if isinstance(error, StoreFailed):
-                    self._fail(error)
-                message = f"the change could not be written: {error}"
-                results = [CommandResult(ErrorCode.REQUEST_TIMED_OUT, message)] * len(commands)
-            child.send(CommandReply(request.request_id, version, encode_results(results)))
-        except Corrupt as error:
-            child.break_off(str(error))
-        finally:
-            left = self._commands_waiting.pop(child.pid) - 1
-            if left:
-                self._commands_waiting[child.pid] = left
+            assert self._status is not None
+            for line in self._status.lines(self._root, self._clock.monotonic() - self._started_at):
+                self._announce(line)
 
     def _fail(self, error: BaseException) -> None:
         if not self._failure.done():
@@ -356,78 +336,9 @@ class Supervisor:
     def _store_ok(self) -> bool:
         return self._clock.monotonic() - self._store_answered_at < STORE_SILENT_SECONDS
 
-    def _workers_health(self) -> list[WorkerHealth]:
-        now = self._clock.monotonic()
-        return [
-            WorkerHealth(
-                index=post.index,
-                serving=post.serving,
-                store_ok=post.child is None or post.child.store_ok,
-                gone_seconds=None if post.child is not None or post.down_since is None else now - post.down_since,
-                looping=post.looping(),
-                trouble=post.trouble,
-            )
-            for post in self._posts
-        ]
-
-    def _healthz(self) -> Response:
-        return page("healthy", unhealthy_reasons(self._workers_health(), self._store_ok()))
-
-    def _unready(self) -> list[str]:
-        return unready_reasons(self._workers_health(), self._store_ok(), self._draining)
-
-    def _readyz(self) -> Response:
-        return page("ready", self._unready())
-
-    def _metrics(self) -> Response:
-        # Imported with the first scrape: it takes longer than everything else of a start.
-        from supervisor.exposition import CONTENT_TYPE, SupervisorMetrics, WorkerFigures, render
-
-        figures = SupervisorMetrics(
-            broker_id=self._settings.broker_id,
-            workers={
-                post.index: WorkerFigures(post.serving, post.restart_count, post.hung_count) for post in self._posts
-            },
-            cluster_version=0 if self._controller is None else self._controller.state.version,
-            ready=not self._unready(),
-        )
-        return Response(200, CONTENT_TYPE, render(self._blocks, figures))
-
-    def _announce_ready(self) -> None:
-        assert self._listeners is not None
-        settings = self._settings
-        ports = ", ".join(map(str, self._listeners.private_ports))
-        metrics = Endpoint(settings.metrics_addr.host, self._http_port)
-        seconds = self._clock.monotonic() - self._started_at
-        count = f"{settings.workers} worker" + ("s" if settings.workers > 1 else "")
-        for line in (
-            f"Kafscale {kafscale.__version__} is ready after {seconds:.2f} s.",
-            f"  Kafka clients   {settings.advertised}  (listening on {settings.listen}; workers on ports {ports})",
-            f"  Workers         {count}: " + ", ".join(f"node {post.node_id}" for post in self._posts),
-            f"  Data            {self._root}",
-            f"  Metrics         http://{metrics}/metrics, /healthz, /readyz",
-            f"  Try             echo hello | kcat -P -b {settings.advertised} -t greetings",
-        ):
-            self._announce(line)
-
     async def _write_broker_file(self) -> None:
-        assert self._listeners is not None and self._controller is not None
-        settings = self._settings
-        content = BrokerFile(
-            version=kafscale.__version__,
-            supervisor_pid=os.getpid(),
-            cluster_id=self._controller.state.cluster_id,
-            broker_id=settings.broker_id,
-            listen=str(settings.listen),
-            advertised=str(settings.advertised),
-            metrics=str(Endpoint(settings.metrics_addr.host, self._http_port)),
-            metrics_port=self._http_port,
-            workers=[
-                WorkerEntry(post.index, post.child.pid, post.node_id, port)
-                for post, port in zip(self._posts, self._listeners.private_ports, strict=True)
-                if post.child is not None
-            ],
-        )
+        assert self._status is not None
+        content = self._status.broker_file()
         try:
             await self._files.call(lambda: broker_file.write(self._root, content))
         except OSError as error:
@@ -440,7 +351,7 @@ class Supervisor:
         self._draining = True
         log.info("draining", extra={"timeout_ms": self._settings.drain_timeout_ms})
         assert self._spawner is not None and self._listeners is not None
-        await self._cancel_tasks()
+        await _cancel(self._loops)
         self._spawner.release_spare()
         # New connections are refused once the workers stop listening too.
         self._listeners.close()
@@ -468,13 +379,16 @@ class Supervisor:
             child.kill()
         statuses = await all_gone
         for child, status in zip(draining, statuses, strict=True):
-            if status != 0 and child not in late:
-                log.error("worker ended badly while draining", extra={"pid": child.pid, "status": status})
-        return not any(statuses)
+            if child not in late and (status != 0 or not child.drained):
+                log.error("worker ended badly while draining", extra={"pid": child.pid, "ending": exit_text(status)})
+        return all(status == 0 and child.drained for child, status in zip(draining, statuses, strict=True))
 
     async def _close(self) -> None:
         """Leave nothing behind, however far the start came."""
-        await self._cancel_tasks()
+        await _cancel(self._loops)
+        await _cancel(self._tasks)
+        if self._requests is not None:
+            await self._requests.close()
         if self._spawner is not None:
             await self._spawner.close()
         if self._controller is not None:
@@ -495,13 +409,20 @@ class Supervisor:
             os.close(self._lock)
 
     def _spawn_task(self, work: Awaitable[None], name: str) -> None:
-        """Run in the background; a failure that nobody expected ends the broker."""
-        task = asyncio.ensure_future(work)
-        self._tasks.add(task)
-        task.add_done_callback(lambda done: self._task_done(done, name))
+        """Run in the background what ends by itself; a failure that nobody expected ends the broker."""
+        self._spawn(work, name, self._tasks)
 
-    def _task_done(self, task: asyncio.Task[None], name: str) -> None:
-        self._tasks.discard(task)
+    def _spawn_loop(self, work: Awaitable[None], name: str) -> None:
+        """Run until the broker drains."""
+        self._spawn(work, name, self._loops)
+
+    def _spawn(self, work: Awaitable[None], name: str, among: set[asyncio.Task[None]]) -> None:
+        task = asyncio.ensure_future(work)
+        among.add(task)
+        task.add_done_callback(lambda done: self._task_done(done, name, among))
+
+    def _task_done(self, task: asyncio.Task[None], name: str, among: set[asyncio.Task[None]]) -> None:
+        among.discard(task)
         if task.cancelled():
             return
         error = task.exception()
@@ -509,8 +430,9 @@ class Supervisor:
             log.error("%s failed", name, exc_info=error)
             self._fail(error)
 
-    async def _cancel_tasks(self) -> None:
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+
+async def _cancel(tasks: set[asyncio.Task[None]]) -> None:
+    cancelled = list(tasks)
+    for task in cancelled:
+        task.cancel()
+    await asyncio.gather(*cancelled, return_exceptions=True)

@@ -1,0 +1,119 @@
+"""What the broker shows of itself: the pages for probes and scrapes, broker.json, and the lines at the start. Reads
+only."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import kafscale
+from kafscale.clock import Clock
+from kafscale.config import Endpoint, Settings
+from kafscale.metrics import MetricsBlock
+from supervisor.broker_file import BrokerFile, WorkerEntry
+from supervisor.controller import Controller
+from supervisor.health import WorkerHealth, page, unhealthy_reasons, unready_reasons
+from supervisor.http import Page, Response
+from supervisor.post import Post
+
+
+class Status:
+    """A view of a running broker. `store_ok` and `draining` say how things stand at the moment."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        clock: Clock,
+        posts: Sequence[Post],
+        private_ports: Sequence[int],
+        metrics_port: int,
+        blocks: Mapping[int, MetricsBlock],
+        controller: Controller,
+        store_ok: Callable[[], bool],
+        draining: Callable[[], bool],
+    ) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._posts = posts
+        self._private_ports = private_ports
+        self._metrics_endpoint = Endpoint(settings.metrics_addr.host, metrics_port)
+        self._blocks = blocks
+        self._controller = controller
+        self._store_ok = store_ok
+        self._draining = draining
+
+    def pages(self) -> dict[str, Page]:
+        return {"/metrics": self._metrics, "/healthz": self._healthz, "/readyz": self._readyz}
+
+    def lines(self, root: Path, seconds: float) -> list[str]:
+        """What a person wants to know who has just started the broker."""
+        settings = self._settings
+        ports = ", ".join(map(str, self._private_ports))
+        nodes = ", ".join(str(post.node_id) for post in self._posts)
+        return [
+            f"Kafscale {kafscale.__version__} is ready after {seconds:.2f} s.",
+            f"  Kafka clients  {settings.advertised}" + self._listening_note(),
+            f"  Workers        {len(self._posts)} (nodes {nodes} on ports {ports})",
+            f"  Data           {root}",
+            f"  Metrics        http://{self._metrics_endpoint}/metrics  (also /healthz, /readyz)",
+            f"  Try            echo hello | kcat -P -b {settings.advertised} -t greetings",
+        ]
+
+    def broker_file(self) -> BrokerFile:
+        settings = self._settings
+        return BrokerFile(
+            version=kafscale.__version__,
+            supervisor_pid=os.getpid(),
+            cluster_id=self._controller.state.cluster_id,
+            broker_id=settings.broker_id,
+            listen=str(settings.listen),
+            advertised=str(settings.advertised),
+            metrics=str(self._metrics_endpoint),
+            metrics_port=self._metrics_endpoint.port,
+            workers=[
+                WorkerEntry(post.index, post.child.pid, post.node_id, port)
+                for post, port in zip(self._posts, self._private_ports, strict=True)
+                if post.child is not None
+            ],
+        )
+
+    def _listening_note(self) -> str:
+        listen = self._settings.listen
+        return "" if listen == self._settings.advertised else f"  (listening on {listen})"
+
+    def _workers(self) -> list[WorkerHealth]:
+        now = self._clock.monotonic()
+        return [
+            WorkerHealth(
+                index=post.index,
+                serving=post.serving,
+                store_ok=post.child is None or post.child.store_ok,
+                gone_seconds=None if post.child is not None or post.down_since is None else now - post.down_since,
+                looping=post.looping(),
+                trouble=post.trouble,
+            )
+            for post in self._posts
+        ]
+
+    def _healthz(self) -> Response:
+        return page("healthy", unhealthy_reasons(self._workers(), self._store_ok()))
+
+    def _unready(self) -> list[str]:
+        return unready_reasons(self._workers(), self._store_ok(), self._draining())
+
+    def _readyz(self) -> Response:
+        return page("ready", self._unready())
+
+    def _metrics(self) -> Response:
+        # Imported with the first scrape: it takes as long as everything else of a start.
+        from supervisor.exposition import CONTENT_TYPE, SupervisorMetrics, WorkerFigures, render
+
+        workers = {post.index: WorkerFigures(post.serving, post.restart_count, post.hung_count) for post in self._posts}
+        figures = SupervisorMetrics(
+            broker_id=self._settings.broker_id,
+            workers=workers,
+            cluster_version=self._controller.version,
+            ready=not self._unready(),
+        )
+        return Response(200, CONTENT_TYPE, render(self._blocks, figures))

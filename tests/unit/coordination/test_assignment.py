@@ -1,0 +1,159 @@
+"""Goal: slots are spread evenly with few moves, and no list loses an entry that may still hold a slot's manifest."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kafscale.coordination.assignment import (
+    FIRST_EPOCH,
+    EndedLog,
+    Incarnation,
+    named_logs,
+    owners_of,
+    replace,
+    spread,
+    start,
+)
+from kafscale.coordination.cluster import Assignment, ClusterState, Version, apply
+
+
+def state(slots: list[list[Assignment]]) -> ClusterState:
+    return ClusterState(version=1, cluster_id="c", slot_count=len(slots), slots=slots)
+
+
+def applied(before: ClusterState, change) -> ClusterState:
+    return apply(before, Version(before.version + 1, "w", 0, [change]))
+
+
+def ended(log_id: str, *, empty: bool = False, epochs: dict[int, int] | None = None) -> EndedLog:
+    return EndedLog(log_id, empty, epochs or {})
+
+
+@given(
+    st.integers(1, 300),
+    st.lists(st.integers(0, 20), min_size=1, max_size=8, unique=True),
+    st.data(),
+)
+def test_a_spread_is_even_and_moves_as_few_slots_as_can_be(slot_count, nodes, data) -> None:
+    owners = data.draw(st.dictionaries(st.integers(0, slot_count - 1), st.integers(0, 20)))
+    moves = spread(slot_count, nodes, owners)
+    after = {slot: moves.get(slot, owners.get(slot)) for slot in range(slot_count)}
+    loads = Counter(after.values())
+    assert set(loads) <= set(nodes)
+    assert max(loads[node] for node in nodes) - min(loads[node] for node in nodes) <= 1
+    assert all(owners.get(slot) != node for slot, node in moves.items())
+    # The fewest: every homeless slot, and what nodes hold above their share, the larger shares going to the fullest.
+    homeless = sum(owners.get(slot) not in nodes for slot in range(slot_count))
+    held = sorted((sum(owners.get(s) == node for s in range(slot_count)) for node in nodes), reverse=True)
+    base, extra = divmod(slot_count, len(nodes))
+    surplus = sum(max(0, count - base - (position < extra)) for position, count in enumerate(held))
+    assert len(moves) == homeless + surplus
+    assert spread(slot_count, nodes, after) == {}
+
+
+def test_the_partitions_of_a_topic_lie_on_different_nodes() -> None:
+    """Neighbouring slots of a fresh cluster alternate."""
+    moves = spread(8, [0, 1], {})
+    assert [moves[slot] for slot in range(8)] == [0, 1, 0, 1, 0, 1, 0, 1]
+
+
+def test_no_nodes_is_an_error() -> None:
+    with pytest.raises(ValueError, match="no nodes"):
+        spread(8, [], {})
+
+
+def test_a_first_start_begins_every_list() -> None:
+    fresh = state([[] for _ in range(4)])
+    after = applied(fresh, start(fresh, [Incarnation(0, "a"), Incarnation(1, "b")], {}))
+    assert after.slots[0] == [Assignment(FIRST_EPOCH, 0, "a")]
+    assert owners_of(after) == {0: 0, 1: 1, 2: 0, 3: 1} and named_logs(after) == {"a", "b"}
+
+
+def test_a_restart_raises_every_epoch_and_moves_nothing() -> None:
+    before = state([[Assignment(1, 0, "a")], [Assignment(3, 1, "b")]])
+    after = applied(
+        before, start(before, [Incarnation(0, "c"), Incarnation(1, "d")], {"a": ended("a"), "b": ended("b")})
+    )
+    assert after.slots == [
+        [Assignment(1, 0, "a"), Assignment(2, 0, "c")],
+        [Assignment(3, 1, "b"), Assignment(4, 1, "d")],
+    ]
+
+
+def test_fewer_workers_share_all_slots() -> None:
+    before = state([[Assignment(1, n % 2, "ab"[n % 2])] for n in range(4)])
+    after = applied(before, start(before, [Incarnation(0, "c")], {"a": ended("a"), "b": ended("b")}))
+    assert {entries[-1] for entries in after.slots} == {Assignment(2, 0, "c")}
+
+
+def test_a_log_that_was_not_ended_is_not_replaced() -> None:
+    before = state([[Assignment(1, 0, "a")]])
+    with pytest.raises(ValueError, match="has not been ended"):
+        start(before, [Incarnation(0, "b")], {})
+
+
+def test_a_checkpoint_that_names_the_slot_shortens_its_list() -> None:
+    before = state([[Assignment(1, 0, "a"), Assignment(2, 0, "b")], [Assignment(1, 0, "a"), Assignment(2, 0, "b")]])
+    change = replace(before, Incarnation(0, "c"), ended("b", epochs={0: 2}))
+    assert applied(before, change).slots == [
+        [Assignment(2, 0, "b"), Assignment(3, 0, "c")],
+        [Assignment(1, 0, "a"), Assignment(2, 0, "b"), Assignment(3, 0, "c")],
+    ]
+
+
+def test_a_checkpoint_of_another_epoch_shortens_nothing() -> None:
+    before = state([[Assignment(1, 0, "a"), Assignment(2, 1, "b"), Assignment(5, 0, "a")]])
+    change = replace(before, Incarnation(0, "c"), ended("a", epochs={0: 1}))
+    assert applied(before, change).slots[0][:-1] == before.slots[0]
+
+
+def test_empty_logs_do_not_lengthen_a_list() -> None:
+    """A worker in a crash loop that never writes anything leaves two entries, however often it dies."""
+    now = state([[Assignment(1, 0, "l0")]])
+    for life in range(50):
+        change = replace(now, Incarnation(0, f"l{life + 1}"), ended(f"l{life}", empty=True))
+        now = applied(now, change)
+    assert now.slots == [[Assignment(1, 0, "l0"), Assignment(51, 0, "l50")]]
+
+
+def test_only_the_slots_of_the_ended_log_are_replaced() -> None:
+    before = state([[Assignment(1, 0, "a")], [Assignment(1, 1, "b")], [Assignment(1, 0, "a"), Assignment(2, 1, "b")]])
+    change = replace(before, Incarnation(0, "c"), ended("a"))
+    assert set(change.slots) == {0}
+    assert replace(before, Incarnation(0, "c"), ended("nobody's")) is None
+
+
+@settings(max_examples=200)
+@given(st.data())
+def test_a_list_always_reaches_back_to_the_newest_manifest(data) -> None:
+    """Over any history of lives: the last log whose checkpoint names the slot stays in its list, or the first entry does
+    while there is none; epochs rise by one; every log that holds something after that manifest stays too."""
+    slots = 3
+    now = state([[] for _ in range(slots)])
+    now = applied(now, start(now, [Incarnation(0, "l0")], {}))
+    newest: list[str | None] = [None] * slots
+    since: list[set[str]] = [set() for _ in range(slots)]
+    for life in range(data.draw(st.integers(1, 12))):
+        log_id = f"l{life}"
+        empty = data.draw(st.booleans())
+        named = set() if empty else data.draw(st.sets(st.integers(0, slots - 1)))
+        epochs = {slot: now.slots[slot][-1].epoch for slot in named}
+        for slot in range(slots):
+            if slot in named:
+                newest[slot], since[slot] = log_id, {log_id}
+            elif not empty:
+                since[slot].add(log_id)
+        before = now
+        now = applied(now, replace(now, Incarnation(0, f"l{life + 1}"), EndedLog(log_id, empty, epochs)))
+        for slot, entries in enumerate(now.slots):
+            assert entries[-1].epoch == before.slots[slot][-1].epoch + 1 and entries[-1].log_id == f"l{life + 1}"
+            assert [e.epoch for e in entries] == sorted({e.epoch for e in entries})
+            assert since[slot] <= {e.log_id for e in entries}
+            if newest[slot] is None:
+                assert entries[0].epoch == FIRST_EPOCH
+            else:
+                assert entries[0].log_id == newest[slot]
