@@ -22,7 +22,7 @@ from kafscale.protocol.messages.delete_records import (
 from kafscale.storage.partition import PartitionLog
 from workers.context import Context, Request
 from workers.errors import code_of
-from workers.partitions import owned_partition
+from workers.partitions import served_partition
 
 UNKNOWN_LOW_WATERMARK: Final = -1
 # Partitions that wait for a flush at the same time; they share it.
@@ -64,7 +64,7 @@ async def _delete(context: Context, topic: str, index: int, offset: int, is_dupl
         return _refused(index, ErrorCode.INVALID_REQUEST)
     if topic in INTERNAL_TOPICS:
         return _refused(index, ErrorCode.INVALID_TOPIC_EXCEPTION)
-    partition = owned_partition(context, context.cluster.topic(topic), index)
+    partition = served_partition(context, topic, index)
     if not isinstance(partition, PartitionLog):
         return _refused(index, partition)
     try:

@@ -9,11 +9,11 @@ there is no such record offset and timestamp are -1. Left out: followers (replic
 from __future__ import annotations
 
 import asyncio
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Awaitable
 from typing import Final
 
-from kafscale.coordination.cluster import Topic
 from kafscale.errors import KafscaleError
 from kafscale.protocol.error_codes import ErrorCode
 from kafscale.protocol.messages.list_offsets import (
@@ -27,7 +27,7 @@ from kafscale.storage.lookups import newest_record, offset_for_timestamp
 from kafscale.storage.partition import PartitionLog
 from workers.context import Context, Request
 from workers.errors import code_of
-from workers.partitions import epoch_at, owned_partition
+from workers.partitions import served_partition
 
 LATEST: Final = -1
 EARLIEST: Final = -2
@@ -61,12 +61,11 @@ def handle(
     answers: list[tuple[str, list[Answer]]] = []
     lookups: list[tuple[list[Answer], int, PartitionLog, int]] = []
     for topic in message.topics:
-        known = context.cluster.topic(topic.name)
         results: list[Answer] = []
         answers.append((topic.name, results))
         for wanted in topic.partitions:
             is_duplicate = named[topic.name, wanted.partition_index] > 1
-            found = _without_records(context, version, known, wanted, is_duplicate)
+            found = _without_records(context, version, topic.name, wanted, is_duplicate)
             if isinstance(found, PartitionLog):
                 lookups.append((results, len(results), found, wanted.timestamp))
                 found = Answer(partition_index=wanted.partition_index)
@@ -87,7 +86,7 @@ def failed(message: ListOffsetsRequest, code: int, text: str) -> ListOffsetsResp
 
 
 def _without_records(
-    context: Context, version: int, topic: Topic | None, wanted: ListOffsetsPartition, is_duplicate: bool
+    context: Context, version: int, topic: str, wanted: ListOffsetsPartition, is_duplicate: bool
 ) -> Answer | PartitionLog:
     """The answer, or the partition whose records must be looked at for it."""
     index, timestamp = wanted.partition_index, wanted.timestamp
@@ -95,14 +94,14 @@ def _without_records(
         return Answer(partition_index=index, error_code=ErrorCode.INVALID_REQUEST)
     if timestamp < 0 and version < FIRST_VERSION.get(timestamp, version + 1):
         return Answer(partition_index=index, error_code=ErrorCode.UNSUPPORTED_VERSION)
-    partition = owned_partition(context, topic, index, wanted.current_leader_epoch)
+    partition = served_partition(context, topic, index, wanted.current_leader_epoch)
     if not isinstance(partition, PartitionLog):
         return Answer(partition_index=index, error_code=partition)
     if timestamp == LATEST:
         return Answer(partition_index=index, offset=partition.high_watermark, leader_epoch=partition.leader_epoch)
     if timestamp in (EARLIEST, EARLIEST_LOCAL):
         offset = partition.log_start_offset
-        return Answer(partition_index=index, offset=offset, leader_epoch=epoch_at(partition, offset))
+        return Answer(partition_index=index, offset=offset, leader_epoch=_epoch_at(partition, offset))
     if timestamp in (LATEST_TIERED, EARLIEST_PENDING_UPLOAD):
         return Answer(partition_index=index)
     return partition
@@ -133,8 +132,14 @@ async def _find(context: Context, partition: PartitionLog, timestamp: int) -> An
         return Answer(partition_index=partition.index)
     offset, found_ms = found
     return Answer(
-        partition_index=partition.index, offset=offset, timestamp=found_ms, leader_epoch=epoch_at(partition, offset)
+        partition_index=partition.index, offset=offset, timestamp=found_ms, leader_epoch=_epoch_at(partition, offset)
     )
+
+
+def _epoch_at(partition: PartitionLog, offset: int) -> int:
+    """The leader epoch under which the record at `offset` was, or will be, written; -1 if it is not known."""
+    position = bisect_right(partition.epochs, offset, key=lambda entry: entry.start_offset)
+    return partition.epochs[position - 1].epoch if position else -1
 
 
 def _response(answers: list[tuple[str, list[Answer]]]) -> ListOffsetsResponse:

@@ -16,7 +16,7 @@ from kafscale.protocol.messages.offset_for_leader_epoch import (
 )
 from kafscale.storage.partition import PartitionLog
 from workers.context import Context, Request
-from workers.partitions import owned_partition
+from workers.partitions import served_partition
 
 
 def handle(context: Context, request: Request, message: OffsetForLeaderEpochRequest) -> OffsetForLeaderEpochResponse:
@@ -44,8 +44,7 @@ def failed(message: OffsetForLeaderEpochRequest, code: int, text: str) -> Offset
 
 
 def _end_of(context: Context, topic: str, wanted: OffsetForLeaderPartition) -> EpochEndOffset:
-    known = context.cluster.topic(topic)
-    partition = owned_partition(context, known, wanted.partition, wanted.current_leader_epoch)
+    partition = served_partition(context, topic, wanted.partition, wanted.current_leader_epoch)
     if not isinstance(partition, PartitionLog):
         return EpochEndOffset(partition=wanted.partition, error_code=partition)
     epoch, end_offset = partition.end_of_epoch(wanted.leader_epoch)
