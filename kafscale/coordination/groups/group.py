@@ -311,7 +311,6 @@ class Group:
     def next_generation(self, wall_ms: int) -> None:
         assert self.state is GroupState.PREPARING_REBALANCE
         self.generation += 1
-        self.pending_sync.clear()
         if self.members:
             self.protocol_name = self.select_protocol()
             for member in self.members.values():

@@ -153,7 +153,7 @@ class Driver:
         self.now_ms = end_ms
 
     def restart(self, snapshot: bytes | None = None, since: int = 0) -> None:
-        """Take over on another worker: from the log, or from a snapshot and the log since. Requests in flight are lost."""
+        """Take over: from the log, or from a snapshot and the log since. Requests in flight are lost."""
         if snapshot is None:
             self.shard = self._new_shard()
         else:

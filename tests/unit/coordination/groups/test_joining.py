@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from kafscale.coordination.groups.events import GroupConfig, TimerKind
+from kafscale.coordination.groups.events import GroupConfig, OffsetDeleteRequest, TimerKind, TopicPartitions
 from kafscale.protocol.error_codes import ErrorCode
 from tests.unit.coordination.groups.driver import GROUP, Driver, subscription
 
@@ -234,6 +234,19 @@ def test_a_static_member_that_would_change_the_protocol_rebalances() -> None:
     driver.answer(driver.join(instance_id="left", protocols=(STICKY, RANGE)))
     assert driver.records[GROUP].protocol == "sticky"
     assert driver.records[GROUP].generation == leader.generation + 1
+
+
+def test_a_static_member_returning_with_other_topics() -> None:
+    """What it now subscribes to is guarded from deletion at once."""
+    driver = Driver()
+    driver.stable("left")
+    driver.join(instance_id="left", protocols=(("range", subscription("u")),))
+    errors = {}
+    for topic in ("t", "u"):
+        topics = (TopicPartitions(name=topic, partitions=(0,)),)
+        response = driver.ask("offset_delete", OffsetDeleteRequest(group_id=GROUP, topics=topics))
+        errors[topic] = response.topics[0].partitions[0].error
+    assert errors == {"t": ErrorCode.NONE, "u": ErrorCode.GROUP_SUBSCRIBED_TO_TOPIC}
 
 
 def test_a_static_member_returning_while_the_group_completes_rebalances() -> None:

@@ -134,6 +134,19 @@ def test_heartbeats_keep_a_member() -> None:
         assert driver.heartbeat(joined) is ErrorCode.NONE
 
 
+def test_a_late_sync_keeps_a_member() -> None:
+    """A follower that syncs when the group is already stable has been heard of."""
+    driver = Driver(GroupConfig(initial_rebalance_delay_ms=3_000))
+    tokens = [driver.join(), driver.join()]
+    driver.advance(6_000)
+    leader, follower = (driver.answer(token) for token in tokens)
+    driver.sync(leader, {follower.member_id: b"part"})
+    for _ in range(2):
+        driver.advance(6_000)
+        assert driver.heartbeat(leader) is ErrorCode.NONE
+        assert driver.answer(driver.sync(follower)).assignment == b"part"
+
+
 # --- LeaveGroup ------------------------------------------------------------------------------------------------------
 
 

@@ -68,6 +68,16 @@ def test_a_silent_member_is_out() -> None:
     assert driver.heartbeat(follower) is ErrorCode.UNKNOWN_MEMBER_ID
 
 
+def test_a_member_that_is_told_its_generation_must_be_heard_of() -> None:
+    """Its session begins with the reply to its JoinGroup; the longer time for new members is over."""
+    driver = Driver()
+    driver.join()
+    driver.advance(9_999)
+    assert driver.state() == "CompletingRebalance"
+    driver.advance(1)
+    assert driver.state() == "Empty"
+
+
 def test_the_last_member_leaves_the_group_empty() -> None:
     """Empty is a generation too, and is written."""
     driver = Driver()

@@ -18,7 +18,6 @@ from kafscale.coordination.groups.events import (
     JoinGroupResponse,
     OffsetDeleteRequest,
     OffsetFetchRequest,
-    SyncGroupRequest,
     TimerKind,
     TopicPartitions,
 )
@@ -90,38 +89,42 @@ class Groups(RuleBasedStateMachine):
         client.open.append(token)
         self.collect()
 
-    @rule(index=clients)
-    def sync(self, index: int) -> None:
+    @rule(index=clients, age=st.integers(0, 1))
+    def sync(self, index: int, age: int) -> None:
         client = self.clients[index]
         if client.joined is None:
             return
         plan = {}
         if client.joined.leader == client.member_id:
             self.plan_count += 1
-            plan = {told.member_id: b"plan %d" % self.plan_count for told in client.joined.members}
+            name = b"generation %d, plan %d" % (client.joined.generation, self.plan_count)
+            plan = {told.member_id: name for told in client.joined.members}
         token = self.driver.sync(
             client.joined,
             plan,
             group_id=client.group_id,
             member_id=client.member_id,
+            generation=client.joined.generation - age,
             instance_id=client.instance_id,
             protocol_name=client.joined.protocol_name,
         )
         client.open.append(token)
         self.collect()
 
-    @rule(order=st.permutations(range(len(INSTANCES))), rounds=st.integers(1, 6))
-    def carry_on(self, order: list[int], rounds: int) -> None:
-        """Clients do what clients do: join, sync, and then stay."""
-        for _ in range(rounds):
-            for index in order:
+    @rule(order=st.permutations(range(len(INSTANCES))), rounds=st.integers(1, 6), crash=st.integers(0, 24))
+    def carry_on(self, order: list[int], rounds: int, crash: int) -> None:
+        """Clients do what clients do: join, sync, and then stay; in their midst the worker may be replaced."""
+        for turn in range(rounds):
+            for place, index in enumerate(order):
+                if turn * len(order) + place == crash:
+                    self.restart(len(self.snapshots))
                 client = self.clients[index]
                 if client.open:
                     continue
                 if client.joined is None:
                     self.join(index, (RANGE, ROUND_ROBIN), True, False)
                 elif not client.synced:
-                    self.sync(index)
+                    self.sync(index, 0)
                 elif self.driver.heartbeat(client.joined, group_id=client.group_id) is not ErrorCode.NONE:
                     client.joined = None
             self.driver.advance(1_000)
@@ -227,6 +230,7 @@ class Groups(RuleBasedStateMachine):
             plans = self.plans.setdefault((client.group_id, life, request.generation), set())
             plans.add(response.assignment)
             assert len(plans) == 1, "members of one generation were assigned from two leaders' plans"
+            assert response.assignment.startswith(b"generation %d," % request.generation)
 
     @invariant()
     def someone_will_answer(self) -> None:
@@ -237,6 +241,16 @@ class Groups(RuleBasedStateMachine):
                 kinds = (TimerKind.JOIN,) if is_join else (TimerKind.SYNC, TimerKind.SESSION)
                 running = {(key.kind, key.group_id) for key in self.driver.timers}
                 assert any((kind, client.group_id) in running for kind in kinds)
+
+    @invariant()
+    def timers_belong_to_someone(self) -> None:
+        """Sessions run for members and for ids given out, and for nobody else; the shard knows its own timers."""
+        groups = self.driver.shard._groups
+        assert self.driver.shard._deadlines == self.driver.timers
+        for key in self.driver.timers:
+            if key.kind is TimerKind.SESSION:
+                group = groups[key.group_id]
+                assert key.member_id in group.members or key.member_id in group.pending_join
 
     def teardown(self) -> None:
         if hasattr(self, "driver"):

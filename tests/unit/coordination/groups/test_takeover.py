@@ -6,6 +6,7 @@ import msgspec
 import pytest
 
 from kafscale.coordination.groups.events import GroupConfig, TimerKind
+from kafscale.coordination.groups.records import group_key
 from kafscale.coordination.groups.shard import GroupShard
 from kafscale.errors import Corrupt
 from kafscale.protocol.error_codes import ErrorCode
@@ -61,6 +62,16 @@ def test_a_generation_without_a_plan_waits_for_its_leader() -> None:
     assert driver.state() == "Stable"
 
 
+def test_a_new_generation_has_nothing_of_the_old_plan() -> None:
+    """A takeover before the leader's word must not bring back what the last generation was assigned."""
+    driver = Driver()
+    leader, follower = driver.stable(count=2)
+    joined = [driver.answer(driver.join(member.member_id)) for member in (leader, follower)][1]
+    driver.restart()
+    assert driver.state() == "CompletingRebalance"
+    assert driver.answer(driver.sync(joined)) is None
+
+
 def test_a_generation_whose_leader_is_gone_is_given_up() -> None:
     """After a takeover too, members that don't sync in time are out and the others join again."""
     driver = Driver()
@@ -101,7 +112,7 @@ def test_a_loaded_group_that_is_too_large_sheds_members() -> None:
 def test_a_coordinator_that_stops_sends_its_callers_on() -> None:
     """Whoever waits is told that the coordinator is elsewhere; no timer is left behind."""
     driver = Driver()
-    leader, follower = driver.stable(count=2)
+    leader, _ = driver.stable(count=2)
     joining = driver.join(leader.member_id)
     driver.run(lambda now, wall: driver.shard.deactivate(now, wall))
     assert driver.answer(joining).error is ErrorCode.NOT_COORDINATOR
@@ -138,6 +149,18 @@ def test_a_deleted_group_stays_deleted() -> None:
     assert driver.shard.group_count() == 0
     driver.restart(snapshot, position)
     assert driver.shard.group_count() == 0
+
+
+def test_a_group_buried_before_its_offsets() -> None:
+    """In a log that Kafka wrote, a group's tombstone may come first: its offsets are still there."""
+    driver = Driver()
+    (member,) = driver.stable()
+    driver.commit(3, member_id=member.member_id, generation=1)
+    driver.log.append((group_key(GROUP), None))
+    driver.mirror.replay(*driver.log[-1], driver.now_ms)
+    driver.restart()
+    assert driver.state() == "Empty"
+    assert driver.committed() == 3
 
 
 @pytest.mark.parametrize(
