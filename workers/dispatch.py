@@ -120,6 +120,11 @@ class Dispatcher:
         self, connection: Connection, buffer: bytearray | memoryview, start: int, end: int, pending: Pending
     ) -> None:
         """Serve one request. ProtocolError where the connection must be closed; all else is told to the client."""
+        context = self._context
+        if not context.lease.is_fresh(context.clock.monotonic()):
+            # We may have been replaced without knowing it. The client comes back, here or to our successor.
+            pending.close_connection("fenced")
+            return
         header, position = parse_request_header(buffer, start, end)
         row = self._rows.get(header.api_key)
         if row is None:
