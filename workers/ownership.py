@@ -20,7 +20,7 @@ from kafscale.errors import Invalid
 from kafscale.protocol.error_codes import ErrorCode
 from kafscale.storage.extents import Extent
 from kafscale.storage.flusher import Flush, Flusher
-from kafscale.storage.keys import writer_of
+from kafscale.storage.keys import index_of, writer_of
 from kafscale.storage.log_objects import ManifestPlace
 from kafscale.storage.manifest import GroupSnapshot, SlotManifest, restore_partition
 from kafscale.storage.partition import PartitionLog, check_dense
@@ -84,6 +84,8 @@ class References:
             # What another incarnation wrote is not ours to delete: the sweep does it.
             if writer_of(extent.key) == self._log_id:
                 self.unreferenced.append(extent.key)
+                if extent.key.endswith(".kfs"):
+                    self.unreferenced.append(index_of(extent.key))
 
 
 class OwnedSlot:

@@ -62,6 +62,11 @@ class Keys:
         return f"{self.pids_prefix}{block:020d}"
 
 
+def index_of(segment_key: str) -> str:
+    """The key of the index that lies beside a segment."""
+    return segment_key.removesuffix(".kfs") + ".index"
+
+
 def sequence_of(key: str) -> int:
     """The number that ends a cluster, log, manifest, pack or pids key."""
     return int(key[-20:])

@@ -98,12 +98,26 @@ def encode_segment(
         raise Corrupt(f"segment of {base_offset} without a batch")
     if position + SEGMENT_FOOTER_BYTES > MAX_SEGMENT_BYTES or record_count > MAX_SEGMENT_RECORDS:
         raise ValueError(f"segment of {base_offset} is too large: {position} bytes, {record_count} records")
-    head = _SEGMENT_HEADER.pack(_SEGMENT_MAGIC, _VERSION, 0, base_offset, record_count, created_ms, 0)
-    foot = _SEGMENT_FOOTER.pack(crc, next_offset - 1, _FOOTER_MAGIC)
+    head, foot = frame_segment(base_offset, next_offset - 1, record_count, created_ms, crc)
+    return [head, *batches, foot], encode_index(interval, entries)
+
+
+def frame_segment(
+    base_offset: int, last_offset: int, record_count: int, created_ms: int, body_crc: int
+) -> tuple[bytes, bytes]:
+    """Header and footer of a segment whose batches the caller has checked; `body_crc` is the CRC32C of all of them."""
+    return (
+        _SEGMENT_HEADER.pack(_SEGMENT_MAGIC, _VERSION, 0, base_offset, record_count, created_ms, 0),
+        _SEGMENT_FOOTER.pack(body_crc, last_offset, _FOOTER_MAGIC),
+    )
+
+
+def encode_index(interval: int, entries: Sequence[tuple[int, int]]) -> bytes:
+    """A whole index: per entry the first offset of a batch, and the batch's position in the segment file."""
     index = bytearray(_INDEX_HEADER.pack(_INDEX_MAGIC, _VERSION, len(entries), interval, 0))
     for entry in entries:
         index += _INDEX_ENTRY.pack(*entry)
-    return [head, *batches, foot], bytes(index)
+    return bytes(index)
 
 
 def read_segment(data: Buffer) -> Segment:
