@@ -23,8 +23,8 @@ def served_partition(
 
     Else UNKNOWN_TOPIC_OR_PARTITION, UNKNOWN_TOPIC_ID, FENCED_LEADER_EPOCH, UNKNOWN_LEADER_EPOCH or
     NOT_LEADER_OR_FOLLOWER. The last is also said while a slot that is ours is still being loaded: consumers take it for
-    what it is, a reason to ask for metadata and come back, while LEADER_NOT_AVAILABLE in a fetch is an error to the Java
-    client.
+    what it is, a reason to ask for metadata and come back, while LEADER_NOT_AVAILABLE in a fetch is an error to the
+    Java client.
     """
     partition = context.ownership.partition(name, index)
     if partition is not None and leader_epoch in (-1, partition.leader_epoch):

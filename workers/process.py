@@ -18,6 +18,7 @@ import socket
 import sys
 from collections.abc import Coroutine
 from pathlib import Path
+from typing import cast
 
 import uvloop
 
@@ -63,8 +64,7 @@ class Process(asyncio.Protocol):
     # The control socket
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)
 
     def data_received(self, data: bytes) -> None:
         for message in self._reader.feed(data):
