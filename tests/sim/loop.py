@@ -49,6 +49,8 @@ class SimLoop(base_events.BaseEventLoop):
         self._clock_resolution = 1e-9
         self._time = 0.0
         self._rounds = 0
+        # What the program would have the selector watch, by descriptor: the world says when one becomes readable.
+        self.readers: dict[int, tuple[Callable[..., Any], tuple[Any, ...]]] = {}
         self.end_of_time = end_of_time
         # What nobody caught: the message and the exception, in order.
         self.uncaught: list[tuple[str, BaseException | None]] = []
@@ -83,6 +85,12 @@ class SimLoop(base_events.BaseEventLoop):
 
     def _write_to_self(self) -> None:
         raise RuntimeError("no thread may call into a simulation")
+
+    def add_reader(self, fd: Any, callback: Callable[..., Any], *args: Any) -> None:
+        self.readers[fd] = (callback, args)
+
+    def remove_reader(self, fd: Any) -> bool:
+        return self.readers.pop(fd, None) is not None
 
     def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> Any:
         raise RuntimeError("a simulation has no threads")

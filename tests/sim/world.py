@@ -116,7 +116,7 @@ class SimClock:
     def __init__(self, world: World, process: Process) -> None:
         self._loop = world.loop
         self._process = process
-        self._monotonic_zero = world.random.uniform(0, 10_000)
+        self._monotonic_zero = world.monotonic_zero
         self.wall_offset_ms = 0
 
     def wall_ms(self) -> int:
@@ -146,6 +146,8 @@ class World:
         self.loop = loop
         self.seed = seed
         self.random = random.Random(seed)
+        # One machine: its processes' monotonic clocks agree.
+        self.monotonic_zero = self.random.uniform(0, 10_000)
         self.processes: list[Process] = []
         # What went wrong outside the clients' view: a surprise in a task, a buffer that changed under way.
         self.complaints: list[str] = []
