@@ -96,19 +96,30 @@ class Groups:
         index = self.partition_of(group_id)
         coordinated = self._serving.get(index)
         if coordinated is None:
-            if index in self._loaded:
+            if index in self._loaded or self._is_ours(index):
                 raise Retry(ErrorCode.COORDINATOR_LOAD_IN_PROGRESS, f"group {group_id!r} is being loaded")
             raise Retry(ErrorCode.NOT_COORDINATOR, f"group {group_id!r} is coordinated by another worker")
         return await self._ask(coordinated, call)
 
     async def request_all(self, call: Call) -> list[Any]:
-        """Ask every shard served here, for what concerns all groups."""
-        return [await self._ask(coordinated, call) for coordinated in list(self._serving.values())]
+        """Ask every shard of this worker, for what concerns all groups. Raises Retry while one is not loaded yet."""
+        topic = self._cluster.topic(OFFSETS_TOPIC)
+        for index in range(topic.partitions if topic is not None else 0):
+            if index not in self._serving and self._is_ours(index):
+                raise Retry(ErrorCode.COORDINATOR_LOAD_IN_PROGRESS, "some groups are being loaded")
+        answers = [self._ask(coordinated, call) for coordinated in self._serving.values()]
+        return [await answer for answer in answers]
 
-    async def _ask(self, coordinated: _Coordinated, call: Call) -> Any:
+    def _is_ours(self, index: int) -> bool:
+        """Whether a partition of `__consumer_offsets` is assigned to this node, served or not."""
+        topic = self._cluster.topic(OFFSETS_TOPIC)
+        leader = None if topic is None else self._cluster.leader(topic, index)
+        return leader is not None and leader.node_id == self._cluster.node_id
+
+    def _ask(self, coordinated: _Coordinated, call: Call) -> asyncio.Future[Any]:
         token: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._take(coordinated, call(coordinated.shard, token, *self._now()))
-        return await token
+        return token
 
     # Outcomes
 

@@ -184,6 +184,8 @@ class OffsetCommitRequest(Struct, frozen=True, kw_only=True):
     generation: int = -1
     member_id: str = ""
     instance_id: str | None = None
+    knows_missing_groups: bool = False
+    """Version 9 and above: a member of a group that is no more hears GROUP_ID_NOT_FOUND (KIP-848)."""
     topics: tuple[TopicCommit, ...]
 
 

@@ -87,7 +87,9 @@ class Offsets:
         if group is None:
             # Without a generation it is a client that only stores offsets here; one with a generation is a member of
             # a group that is no more.
-            return ErrorCode.NONE if request.generation < 0 else ErrorCode.ILLEGAL_GENERATION
+            if request.generation < 0:
+                return ErrorCode.NONE
+            return ErrorCode.GROUP_ID_NOT_FOUND if request.knows_missing_groups else ErrorCode.ILLEGAL_GENERATION
         if request.generation < 0 and group.state is GroupState.EMPTY:
             return ErrorCode.NONE
         if request.generation < 0 and not request.member_id and request.instance_id is None:
