@@ -8,8 +8,8 @@ Classes are powers of FAN_IN, and what is merged comes out at least one class hi
 - once per class of packs, 64 KiB to 32 MiB: 4 times, and full packs again while their extents are short: 3 times,
 - once per class of segments, 1 MiB to half of the largest: 2 times,
 and mostly far less, since a partition that comes to SEGMENT_MIN_BYTES in a job skips the packs. At most FAN_IN - 1
-packs of each class lie unmerged, and as many segments of each class per partition; full ones hold 32 MiB, or half of the
-largest segment.
+packs of each class lie unmerged, and as many segments of each class per partition; full ones hold 32 MiB, or half of
+the largest segment.
 """
 
 from __future__ import annotations

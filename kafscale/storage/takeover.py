@@ -55,7 +55,8 @@ READS_AT_ONCE = 16
 
 class LogEnd(msgspec.Struct, frozen=True):
     """How far a log goes: `objects`, numbers `replay_from` up to `end` (exclusive), count and are to be replayed onto
-    `checkpoint` (None: onto nothing). Where it is not `sealed`, `end` is the lowest free number and means nothing yet."""
+    `checkpoint` (None: onto nothing). Where it is not `sealed`, `end` is the lowest free number, and means nothing yet.
+    """
 
     log_id: str
     sealed: bool
@@ -132,21 +133,31 @@ class LogReader:
     async def newest_checkpoint(self, log_id: str) -> tuple[int, Checkpoint] | None:
         """The newest checkpoint that is known to count, by the pointer in the newest objects' headers.
 
-        Later ones may exist: they are met while walking up from what this one covers.
+        Later ones may exist: they are met while walking up from what this one covers. While this looks, a living owner
+        may write on and delete what was just found: then it looks again. Raises Corrupt.
         """
-        for sequence in reversed(await self.sequences(log_id)):
-            found = await self.read(log_id, sequence)
-            if found is None or found.seal is not None:
-                continue
-            # Any object of the owner names the newest checkpoint that counted when it was made.
-            pointer = found.header.checkpoint_sequence
-            if pointer < 0:
+        missing = -1
+        while True:
+            is_outdated = False
+            for sequence in reversed(await self.sequences(log_id)):
+                found = await self.read(log_id, sequence)
+                if found is None:
+                    is_outdated = True
+                if found is None or found.seal is not None:
+                    continue
+                # Any object of the owner names the newest checkpoint that counted when it was made.
+                pointer = found.header.checkpoint_sequence
+                if pointer < 0:
+                    return None
+                named = await self.read(log_id, pointer)
+                if named is not None and named.checkpoint is not None:
+                    return pointer, named.checkpoint
+                if named is not None or pointer == missing:
+                    raise Corrupt(f"log {log_id}: object {sequence} names a checkpoint at {pointer} that is not there")
+                missing, is_outdated = pointer, True
+                break
+            if not is_outdated:
                 return None
-            named = await self.read(log_id, pointer)
-            if named is None or named.checkpoint is None:
-                raise Corrupt(f"log {log_id}: object {sequence} names a checkpoint at {pointer} that is not there")
-            return pointer, named.checkpoint
-        return None
 
 
 async def find_end(reader: LogReader, log_id: str) -> LogEnd:
