@@ -224,8 +224,9 @@ class Groups(RuleBasedStateMachine):
                 client.member_id = response.member_id
         elif response.error is not ErrorCode.NONE:
             client.joined = None
-        elif response.assignment:
+        else:
             client.synced = True
+            assert response.assignment, "told to stand by with nothing, though the leader plans for all"
             life = self.driver.lives.get(client.group_id, 0)
             plans = self.plans.setdefault((client.group_id, life, request.generation), set())
             plans.add(response.assignment)
