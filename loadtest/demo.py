@@ -102,12 +102,14 @@ def main() -> int:
         MofNCompleteColumn(),
         TimeElapsedColumn(),
     )
-    with broker_address(options.bootstrap, options.workers, console) as bootstrap:
-        with Progress(*columns, console=console) as progress:
-            for name, client, share in CLIENTS:
-                row, problems = one_client(progress, name, client, bootstrap, flights[: int(len(flights) * share)])
-                table.add_row(*row)
-                wrong += problems
+    with (
+        broker_address(options.bootstrap, options.workers, console) as bootstrap,
+        Progress(*columns, console=console) as progress,
+    ):
+        for name, client, share in CLIENTS:
+            row, problems = one_client(progress, name, client, bootstrap, flights[: int(len(flights) * share)])
+            table.add_row(*row)
+            wrong += problems
     console.print(table)
     for problem in wrong:
         console.print(f"[red]{problem}")

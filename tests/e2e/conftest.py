@@ -66,7 +66,9 @@ def make_module_broker(pytestconfig: pytest.Config) -> Iterator[MakeBroker]:
 @pytest.fixture(scope="module")
 def broker(make_module_broker: MakeBroker) -> Broker | ExternalBroker:
     """One broker of two workers for all tests of a module."""
-    return ExternalBroker(EXTERNAL) if EXTERNAL else make_module_broker(workers=2)
+    # The default wait for more members, three seconds, would be most of the group tests' time.
+    environment = {"KAFSCALE_GROUP_INITIAL_REBALANCE_DELAY_MS": "100"}
+    return ExternalBroker(EXTERNAL) if EXTERNAL else make_module_broker(workers=2, environment=environment)
 
 
 @pytest.fixture

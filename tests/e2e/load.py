@@ -79,7 +79,7 @@ class IdempotentLoad:
             self.sent += 1
             if number % 100 == 0:
                 # Some ten thousand records a second: enough to have many in flight, not more than can be read back.
-                producer.poll(0.01)
+                self._stop.wait(0.01)
         producer.flush(PATIENCE_S)
 
     def _delivered(self, error: KafkaError | None, message: Message) -> None:

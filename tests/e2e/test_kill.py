@@ -26,17 +26,19 @@ WORKER_BACK_WITHIN_S = 2.0
 def kill_repeatedly(broker: Broker, topic: str, group: str, kill: Callable[[int], None]) -> None:
     """Kill ten times under load, each time once load and group have got going again; then check everything."""
     create_topic(broker.bootstrap, topic, PARTITIONS)
-    with IdempotentLoad(broker.bootstrap, topic, PARTITIONS) as load:
-        with GroupReader(broker.bootstrap, topic, group) as reader:
+    with (
+        IdempotentLoad(broker.bootstrap, topic, PARTITIONS) as load,
+        GroupReader(broker.bootstrap, topic, group) as reader,
+    ):
+        load.wait_progress()
+        reader.wait_progress()
+        for number in range(KILLS):
+            kill(number)
             load.wait_progress()
             reader.wait_progress()
-            for number in range(KILLS):
-                kill(number)
-                load.wait_progress()
-                reader.wait_progress()
-                reader.check_commits()
-            load.finish()
-            reader.finish()
+            reader.check_commits()
+        load.finish()
+        reader.finish()
     check_records(broker.bootstrap, load)
 
 
