@@ -233,10 +233,12 @@ class WaitingFetch:
             views = extent.views
             if views is None:
                 views = [await self._context.cold_reader.read(partition.extents, number)]
-            found, length = cut(views, offset, limit - total, at_least_one and total == 0)
+            room = limit - total
+            found, length = cut(views, offset, room, at_least_one and total == 0)
             pieces += found
             total += length
-            if length == 0 or total >= limit:
+            # Where the whole extent would not have fitted its end may be missing: what follows it must not follow here.
+            if length == 0 or extent.length > room or total >= limit:
                 break
             offset = extent.last_offset + 1
         return pieces, total
@@ -274,14 +276,16 @@ def _from_memory(partition: PartitionLog, offset: int, limit: int, at_least_one:
         views = extent.views
         if views is None:
             break
-        if offset == extent.base_offset and extent.length <= limit - total:
+        room = limit - total
+        if offset == extent.base_offset and extent.length <= room:
             pieces += views
             length = extent.length
         else:
-            found, length = cut(views, offset, limit - total, at_least_one and total == 0)
+            found, length = cut(views, offset, room, at_least_one and total == 0)
             pieces += found
         total += length
-        if length == 0 or total >= limit:
+        # As in `_read_extents`: no gap behind an extent whose end did not fit.
+        if length == 0 or extent.length > room or total >= limit:
             break
         offset = extent.last_offset + 1
     return pieces, total
