@@ -45,9 +45,8 @@ class Handler:
     """An API that is served: `handle(context, request, message)` returns the answer, or an awaitable of it.
 
     `failed` makes the answer that says an error of everything asked for, where the answer has no field of its own for
-    it. `is_admin`: switched off by `allow_admin_apis`. `needs_lease`: its answer would be wrong from a worker that was
-    replaced and does not know it. `is_repeatable` tells of an answer whether it depends on nothing but the request and
-    the cluster's state, so that the next request that is the same may get the same bytes.
+    it. `is_admin`: switched off by `allow_admin_apis`. `is_repeatable` tells of an answer whether it depends on nothing
+    but the request and the cluster's state, so that the next request that is the same may get the same bytes.
     """
 
     api: ApiKey
@@ -56,7 +55,6 @@ class Handler:
     handle: Handle
     failed: Failed | None = None
     is_admin: bool = False
-    needs_lease: bool = False
     is_repeatable: Callable[[Any], bool] | None = None
 
     @property
@@ -187,10 +185,7 @@ class Dispatcher:
         try:
             if not is_allowed or row.is_off:
                 raise _denial(row)
-            if handler.needs_lease and not self._context.lease.is_fresh(self._context.clock.monotonic()):
-                result: Message | Awaitable[Message] = self._handle_with_lease(handler, request, message)
-            else:
-                result = handler.handle(self._context, request, message)
+            result = handler.handle(self._context, request, message)
         except Exception as error:  # noqa: BLE001 - turned into an answer
             self._fail(row, header, message, error, pending)
             return
@@ -202,12 +197,6 @@ class Dispatcher:
         encoded = self._answer(row, header.api_version, header.correlation_id, result, pending)
         if key is not None and encoded is not None and handler.is_repeatable and handler.is_repeatable(result):
             self._repeats.keep(key, encoded)
-
-    async def _handle_with_lease(self, handler: Handler, request: Request, message: Message) -> Message:
-        if not await self._context.lease.check():
-            raise Fenced("this worker has been replaced")
-        result = handler.handle(self._context, request, message)
-        return result if isinstance(result, Message) else await result
 
     async def _wait(
         self, row: _Row, header: RequestHeader, message: Message, result: Awaitable[Message], pending: Pending
