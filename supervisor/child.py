@@ -152,12 +152,12 @@ class Child(asyncio.Protocol):
             self.break_off(f"it sent a control frame that can't be read: {error}")
             return
         for message in messages:
+            # Whatever it says, its loop runs.
+            self._answered = True
+            self._heard_at = self._clock.monotonic()
             match message:
-                case Pong(number, store_ok):
-                    if number <= self._ping_number:
-                        self._answered = True
-                        self._heard_at = self._clock.monotonic()
-                        self.store_ok = store_ok
+                case Pong(_, store_ok):
+                    self.store_ok = store_ok
                 case Fenced(reason):
                     self._end(EndingKind.FENCED, reason)
                 case Drained():

@@ -7,7 +7,7 @@ import logging
 import os
 import random
 import signal
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import msgspec
 import uvloop
@@ -16,25 +16,27 @@ from kafscale import logs
 from kafscale.clock import SystemClock
 from kafscale.config import DECLARATIONS, Settings, Source
 from kafscale.config.sources import from_file
+from supervisor.spawner import WORKER_COMMAND
 from supervisor.supervisor import Supervisor
 
 # For tests of fencing: a hung worker is replaced, but lives on.
 NO_KILL_VARIABLE = "KAFSCALE_TEST_NO_KILL"
 
 
-def run(settings: Settings, sources: Mapping[str, Source]) -> int:
+def run(settings: Settings, sources: Mapping[str, Source], worker_command: Sequence[str] = WORKER_COMMAND) -> int:
     """Serve until a signal ends it. Returns the exit code; raises KafscaleError where the broker can't go on."""
     logs.configure(settings, "supervisor")
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_serve(settings, sources))
+        return runner.run(_serve(settings, sources, worker_command))
 
 
-async def _serve(settings: Settings, sources: Mapping[str, Source]) -> int:
+async def _serve(settings: Settings, sources: Mapping[str, Source], worker_command: Sequence[str]) -> int:
     supervisor = Supervisor(
         settings,
         SystemClock(),
         random.Random(),
         announce=_print_line,
+        worker_command=worker_command,
         kill_hung=os.environ.get(NO_KILL_VARIABLE) != "1",
         reload=lambda: _reload(settings, sources),
     )

@@ -130,7 +130,7 @@ def test_only_the_slots_of_the_ended_log_are_replaced() -> None:
 @settings(max_examples=200)
 @given(st.data())
 def test_a_list_always_reaches_back_to_the_newest_manifest(data) -> None:
-    """Over any history of lives: the last log whose checkpoint names the slot stays in its list, or the first entry does
+    """Over any history of lives: the last log whose checkpoint names the slot stays in its list, or the first entry
     while there is none; epochs rise by one; every log that holds something after that manifest stays too."""
     slots = 3
     now = state([[] for _ in range(slots)])

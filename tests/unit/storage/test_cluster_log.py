@@ -1,4 +1,4 @@
-"""Goal: a version of the cluster log has one winner, is read as it was written, and doubt is settled by reading back."""
+"""Goal: a version of the cluster log has one winner and is read as it was written; doubt is settled by reading back."""
 
 from __future__ import annotations
 

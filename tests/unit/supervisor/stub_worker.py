@@ -1,5 +1,5 @@
-"""A worker that serves no clients and misbehaves on demand: speaks the control protocol, writes to its log what a real one
-would, and nothing more. Run as `python stub_worker.py --mode … --control-fd N`.
+"""A worker that serves no clients and misbehaves on demand: it speaks the control protocol and seals its log when it
+drains, no more. Run as `python stub_worker.py --mode … --control-fd N`.
 
 Modes: well; dies (exits before it serves); silent (never answers); nonsense (sends bytes that are no frame).
 """
@@ -46,14 +46,18 @@ class StubWorker:
         self.mode = mode
         self.adopted: set[int] = set()
         self.replies: asyncio.Queue[CommandReply] = asyncio.Queue()
-        self.servers: dict[int, asyncio.Server] = {}
+        self.listening: dict[int, socket.socket] = {}
+        self.tasks: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
         reader, self.writer = await asyncio.open_unix_connection(sock=self.control)
         frames = worker_side_reader()
-        while data := await reader.read(65536):
-            for message in frames.feed(data):
-                await self.obey(message)
+        try:
+            while data := await reader.read(65536):
+                for message in frames.feed(data):
+                    await self.obey(message)
+        except ConnectionError:
+            pass  # The supervisor is gone.
 
     async def obey(self, message: object) -> None:
         match message:
@@ -67,10 +71,12 @@ class StubWorker:
                     self.say(Pong(number, True))
             case AdoptListener(worker_index):
                 self.adopted.add(worker_index)
-                await self.listen(worker_index)
+                self.listen(worker_index)
             case DropListener(worker_index):
                 self.adopted.discard(worker_index)
-                self.servers.pop(worker_index).close()
+                bound = self.listening.pop(worker_index)
+                asyncio.get_running_loop().remove_reader(bound)
+                bound.close()
             case CommandReply():
                 self.replies.put_nowait(message)
             case Drain():
@@ -83,21 +89,37 @@ class StubWorker:
         self.configure = configure
         self.log_id = configure.log_id
         self.state = decode_state(configure.cluster_state)
-        self.store = LocalStore(Path(configure.settings.data_dir).absolute(), SystemClock(), threads=1)
+        self.store = LocalStore(Path(configure.settings.data_dir), SystemClock(), threads=1)
         self.keys = Keys(configure.settings.cluster_namespace)
         if self.mode == "dies":
             os._exit(3)
         if self.mode == "nonsense":
             self.writer.write(b"\xff\xff\xff\xff")
             return
-        await self.listen(configure.worker_index)
+        if self.mode == "silent":
+            return
+        self.listen(configure.worker_index)
         self.say(Serving(self.state.version))
 
-    async def listen(self, index: int) -> None:
+    def listen(self, index: int) -> None:
+        """Accept by hand: a server of asyncio's may leave what it has just accepted unanswered when it is closed."""
         bound = socket.socket(fileno=os.dup(self.configure.bootstrap_fds[index]))
-        self.servers[index] = await asyncio.start_server(self.serve, sock=bound)
+        bound.setblocking(False)
+        bound.listen(100)
+        self.listening[index] = bound
+        asyncio.get_running_loop().add_reader(bound, self.accept, bound)
 
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def accept(self, bound: socket.socket) -> None:
+        try:
+            connection, _ = bound.accept()
+        except BlockingIOError:
+            return  # Another worker was quicker.
+        task = asyncio.ensure_future(self.serve(connection))
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
+    async def serve(self, connection: socket.socket) -> None:
+        reader, writer = await asyncio.open_connection(sock=connection)
         order = (await reader.readline()).decode().split()
         match order:
             case ["who"]:

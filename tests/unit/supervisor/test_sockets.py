@@ -1,0 +1,114 @@
+"""Goal: a port that another has is noticed before anything is shared, and private ports are where the issue says."""
+
+from __future__ import annotations
+
+import socket
+from contextlib import ExitStack, closing
+
+import pytest
+
+from kafscale.config import Endpoint
+from kafscale.errors import StartError
+from supervisor.sockets import PRIVATE_PORT_OFFSET, Listeners, bind_http
+
+
+def test_all_workers_share_one_port_and_have_one_each() -> None:
+    with closing(Listeners(Endpoint("127.0.0.1", 0), None, 3)) as listeners:
+        assert {bound.getsockname()[1] for bound in listeners.bootstrap} == {listeners.endpoint.port}
+        assert len(set(listeners.private_ports)) == 3
+        assert len(listeners.descriptors()) == 6
+
+
+def test_only_sockets_that_a_worker_made_listen_get_connections() -> None:
+    with closing(Listeners(Endpoint("127.0.0.1", 0), None, 2)) as listeners:
+        address = listeners.bootstrap[0].getsockname()
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(address)
+        listeners.bootstrap[1].listen()
+        for _ in range(10):
+            socket.create_connection(address).close()
+        with pytest.raises(OSError, match=r"Invalid|22"):
+            listeners.bootstrap[0].accept()
+
+
+def test_a_listening_port_is_taken_even_if_it_could_be_shared() -> None:
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(StartError, match=rf"127.0.0.1:{port} is in use.*--listen"):
+            Listeners(Endpoint("127.0.0.1", port), None, 1)
+        with pytest.raises(StartError, match="--metrics"):
+            bind_http(Endpoint("127.0.0.1", port))
+
+
+def test_a_port_of_a_broker_that_does_not_listen_yet_is_taken() -> None:
+    with (
+        closing(Listeners(Endpoint("127.0.0.1", 0), None, 1)) as unnamed,
+        socket.socket() as probe,
+    ):
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+        probe.close()
+        with closing(Listeners(Endpoint("127.0.0.1", port), None, 1)), pytest.raises(StartError, match="in use"):
+            Listeners(Endpoint("127.0.0.1", port), None, 1)
+        assert unnamed.endpoint.port != port
+    # And it is free again afterwards.
+    Listeners(Endpoint("127.0.0.1", port), None, 1).close()
+
+
+def free_port_with_room_above() -> int:
+    """A free port whose two private ports are free as well."""
+    while True:
+        with ExitStack() as held:
+            first = held.enter_context(socket.socket())
+            first.bind(("127.0.0.1", 0))
+            port = first.getsockname()[1]
+            try:
+                for number in (port + PRIVATE_PORT_OFFSET, port + PRIVATE_PORT_OFFSET + 1):
+                    held.enter_context(socket.socket()).bind(("127.0.0.1", number))
+            except (OSError, OverflowError):
+                continue
+            return port
+
+
+def test_private_ports_are_ten_thousand_above() -> None:
+    port = free_port_with_room_above()
+    with closing(Listeners(Endpoint("127.0.0.1", port), None, 2)) as listeners:
+        assert listeners.private_ports == [port + PRIVATE_PORT_OFFSET, port + PRIVATE_PORT_OFFSET + 1]
+
+
+def test_private_ports_are_free_ones_where_the_usual_are_taken() -> None:
+    port = free_port_with_room_above()
+    with socket.create_server(("127.0.0.1", port + PRIVATE_PORT_OFFSET + 1)):
+        with closing(Listeners(Endpoint("127.0.0.1", port), None, 2)) as listeners:
+            assert port + PRIVATE_PORT_OFFSET + 1 not in listeners.private_ports
+            assert len(set(listeners.private_ports)) == 2
+        # None of those tried before was left open.
+        with socket.create_server(("127.0.0.1", port + PRIVATE_PORT_OFFSET)):
+            pass
+
+
+def test_private_ports_that_were_asked_for_must_be_free() -> None:
+    with socket.socket() as squatter:
+        squatter.bind(("127.0.0.1", 0))
+        squatter.listen()
+        taken = squatter.getsockname()[1]
+        with pytest.raises(StartError, match="--worker-ports"):
+            Listeners(Endpoint("127.0.0.1", 0), taken, 1)
+
+
+def test_an_address_of_another_machine_is_refused_in_one_line() -> None:
+    with pytest.raises(StartError, match=r"--listen 192.0.2.1:0: "):
+        Listeners(Endpoint("192.0.2.1", 0), None, 1)
+    with pytest.raises(StartError, match="--listen"):
+        Listeners(Endpoint("no-such-host.invalid", 1), None, 1)
+
+
+def test_a_closed_broker_leaves_the_port() -> None:
+    listeners = Listeners(Endpoint("127.0.0.1", 0), None, 2)
+    endpoint, private = listeners.endpoint, listeners.private_ports[0]
+    listeners.close()
+    Listeners(endpoint, None, 1).close()
+    socket.create_server(("127.0.0.1", private)).close()
