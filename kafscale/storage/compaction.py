@@ -148,7 +148,10 @@ class Compactor:
     def _is_data_due(self) -> bool:
         if self._objects >= self._policy.objects or self._bytes >= self._policy.bytes:
             return True
-        return self._objects >= 2 and self._clock.monotonic() - self._flushed_at >= self._policy.idle_s
+        return self._objects >= 2 and self._is_idle()
+
+    def _is_idle(self) -> bool:
+        return self._clock.monotonic() - self._flushed_at >= self._policy.idle_s
 
     async def run_once(self, partitions: Iterable[PartitionLog]) -> CompactionResult:
         """One job: a round of data objects, or else a class of packs, or else segments to be merged; perhaps nothing.
@@ -173,11 +176,12 @@ class Compactor:
         self._bytes += sum(survey.data.values()) - bytes_before
         if self._is_data_due():
             chosen = survey.oldest_data()
+            self._rounds += 1
+            # Packs and segments grow in number with the rounds; when nothing happens there is time to look.
+            if self._rounds % FAN_IN == 0 or self._is_idle():
+                self._look_at_all = True
             self._objects -= len(chosen)
             self._bytes -= sum(survey.data[key] for key in chosen)
-            self._rounds += 1
-            if self._rounds % FAN_IN == 0:
-                self._look_at_all = True
             return await self._runs(partitions, chosen, whole)
         if not whole:
             return []
