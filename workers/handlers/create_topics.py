@@ -35,8 +35,9 @@ async def handle(context: Context, request: Request, message: CreateTopicsReques
         else:
             results[topic.name] = _refused(topic.name, *complaint)
     commands = [_command(topic, message.validate_only) for topic in wanted.values()]
+    shown = _ShownConfigs(context.settings)
     for name, result in zip(wanted, await context.admin.submit(commands, message.timeout_ms / 1000), strict=True):
-        results[name] = _result(context.settings, name, result)
+        results[name] = _result(shown, name, result)
     return CreateTopicsResponse(topics=[results[name] for name in named])
 
 
@@ -72,7 +73,7 @@ def _refused(name: str, code: int, text: str) -> CreatableTopicResult:
     return CreatableTopicResult(name=name, error_code=code, error_message=text)
 
 
-def _result(settings: Settings, name: str, result: CommandResult) -> CreatableTopicResult:
+def _result(shown: _ShownConfigs, name: str, result: CommandResult) -> CreatableTopicResult:
     if result.error_code or result.topic is None:
         return _refused(name, result.error_code, result.message or "")
     return CreatableTopicResult(
@@ -81,12 +82,22 @@ def _result(settings: Settings, name: str, result: CommandResult) -> CreatableTo
         error_message=None,
         num_partitions=result.topic.partitions,
         replication_factor=1,
-        configs=_configs(settings, result.topic),
+        configs=shown.of(result.topic),
     )
 
 
-def _configs(settings: Settings, topic: Topic) -> list[CreatableTopicConfigs]:
-    return [
-        CreatableTopicConfigs(name=entry.name, value=entry.value, config_source=entry.source)
-        for entry in topic_configs.describe(topic.configs, settings)
-    ]
+class _ShownConfigs:
+    """Settings as the answer shows them, made once for all topics that are set alike."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._made: dict[frozenset[tuple[str, str]], list[CreatableTopicConfigs]] = {}
+
+    def of(self, topic: Topic) -> list[CreatableTopicConfigs]:
+        key = frozenset(topic.configs.items())
+        if key not in self._made:
+            self._made[key] = [
+                CreatableTopicConfigs(name=entry.name, value=entry.value, config_source=entry.source)
+                for entry in topic_configs.describe(topic.configs, self._settings)
+            ]
+        return self._made[key]
