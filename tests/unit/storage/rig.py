@@ -14,6 +14,8 @@ from kafscale.protocol.batches import build_batch, read_header
 from kafscale.storage.extents import Extent
 from kafscale.storage.flusher import Flush, Flusher, FlushPolicy
 from kafscale.storage.keys import Keys, writer_of
+from kafscale.storage.log_objects import Checkpoint, ManifestPlace, encode_small
+from kafscale.storage.manifest import encode_manifest
 from kafscale.storage.memory import MemoryStore
 from kafscale.storage.partition import PartitionLog
 from kafscale.storage.store import Buffer, ObjectInfo, Purpose
@@ -253,3 +255,27 @@ async def content(store: ScriptedStore | MemoryStore, partition: PartitionLog) -
         pieces.append(await store.get_range(extent.key, extent.position, extent.length, Purpose.COLD_READ))
         assert len(pieces[-1]) == extent.length
     return b"".join(pieces)
+
+
+async def write_checkpoint(
+    writer: Writer, slots: dict[int, tuple[int, list[PartitionLog]]], given_up: Sequence[str] = (), number: int = 0
+) -> ManifestPlace | None:
+    """Write the slots' (slot → epoch, partitions) manifests as one object, and a checkpoint that names them."""
+    covered = writer.log.counted
+    key = KEYS.manifest(writer.log_id, number or writer.log.next_sequence)
+    pieces, places, position = [], {}, 0
+    for slot, (epoch, partitions) in slots.items():
+        pieces.append(encode_manifest(slot, epoch, partitions, []))
+        places[slot] = ManifestPlace(epoch, key, position, len(pieces[-1]))
+        position += len(pieces[-1])
+    await writer.store.put_if_absent(key, pieces, Purpose.CHECKPOINT)
+    checkpoint = Checkpoint(covered=covered, slots=places, given_up=list(given_up))
+    durable: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def settle(sequence: int) -> None:
+        writer.log.checkpoint_sequence = sequence
+        durable.set_result(None)
+
+    writer.flusher.checkpoint(lambda header: encode_small(header, checkpoint), settle)
+    await durable
+    return next(iter(places.values()), None)
