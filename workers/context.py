@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from kafscale.clock import Clock
 from kafscale.config import Settings
 from kafscale.control import NodeAddress
@@ -29,9 +31,9 @@ if TYPE_CHECKING:
     from workers.producer_ids import ProducerIds
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
-    """One request as a handler sees it: its header and who sent it."""
+class Request(msgspec.Struct, frozen=True, gc=False):
+    """One request as a handler sees it: its header and who sent it. (A Struct: made for every request, ten times as
+    fast as a frozen dataclass.)"""
 
     header: RequestHeader
     client_host: str

@@ -31,6 +31,7 @@ from kafscale.protocol.messages.list_offsets import ListOffsetsPartition, ListOf
 from kafscale.protocol.messages.metadata import MetadataRequest, MetadataRequestTopic
 from kafscale.protocol.schema import Message, fields
 from tests.unit.workers.node import Node
+from workers import dispatch
 from workers.apis import handlers
 from workers.authorization import REQUIREMENTS, Requirement
 from workers.context import Request
@@ -384,20 +385,23 @@ def test_answers_with_errors_are_not_repeated() -> None:
     asyncio.run(scenario())
 
 
-def test_kept_answers_are_bounded() -> None:
+def test_kept_answers_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ever different requests don't fill the memory."""
+    monkeypatch.setattr(dispatch, "REPEATABLE_BYTES_MAX", 100_000)
 
     async def scenario() -> None:
-        node = Node(Settings(auto_create_topics=False))
-        await node.create("t", 2000)
+        node = Node()
+        await node.create("t", 200)
         transport = node.connect()
-        for number in range(400):
-            # The same topic under many client-side guises: repeats of one name.
-            request = MetadataRequest(topics=[MetadataRequestTopic(name="t")] * (number % 400 + 1))
+        kept = []
+        for number in range(1, 80):
+            # Different bytes that ask for the same.
+            request = MetadataRequest(topics=[MetadataRequestTopic(name="t")] * number)
             await node.call(ApiKey.METADATA, 9, request, transport)
             transport.writes.clear()
-        assert node.dispatcher._repeats._size <= 8 << 20
-        assert len(node.dispatcher._repeats._answers) > 10
+            assert node.dispatcher._repeats._size <= 100_000
+            kept.append(len(node.dispatcher._repeats._answers))
+        assert 1 < max(kept) < 79
 
     asyncio.run(scenario())
 
