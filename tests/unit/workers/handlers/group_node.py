@@ -1,7 +1,7 @@
 """A node that coordinates groups: real dispatch, handlers, shards, flusher and log on a store in memory.
 
-Node 0 of two, which share the partitions of `__consumer_offsets`. Requests go in as bytes and answers come out as bytes,
-through the client's side of the codec. Use inside a running loop.
+Node 0 of two, which share the partitions of `__consumer_offsets`. Requests go in as bytes and answers come out as
+bytes, through the client's side of the codec. Use inside a running loop.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class _Pending:
 
 
 class GroupNode:
-    """`served`: partitions of `__consumer_offsets`, of those assigned here, that are loaded (by default all)."""
+    """`is_loaded`: whether the groups that are assigned here are served already."""
 
     def __init__(
         self,
@@ -95,7 +95,6 @@ class GroupNode:
         *,
         is_loaded: bool = True,
         authorizer: Authorizer | None = None,
-        lease_seconds: float = 3600.0,
     ) -> None:
         self.settings = settings or Settings(group_initial_rebalance_delay_ms=0)
         clock = SystemClock()
@@ -105,8 +104,7 @@ class GroupNode:
         self.set_topics(topics)
         self.cluster.nodes = {n: NodeAddress(n, f"host{n}", 19092 + n, None) for n in (HERE, ELSEWHERE)}
         self.store = HeldStore()
-        self.fenced: list[str] = []
-        log = WorkerLog(self.store, KEYS, LOG_ID, clock, random.Random(1), self.fenced.append)
+        log = WorkerLog(self.store, KEYS, LOG_ID, clock, random.Random(1), _never_fenced)
         policy = FlushPolicy(flush_bytes=1 << 20, interval_s=None, least_interval_s=0.0)
         self.flusher = Flusher(log, KEYS, clock, policy, TailCache(1 << 24), lambda flush, seconds: None)
         self.reader = ColdReader(self.store, 1 << 20)
@@ -117,7 +115,7 @@ class GroupNode:
             clock=clock,
             cluster=self.cluster,
             groups=self.groups,
-            lease=Lease(clock, log, lease_seconds),
+            lease=Lease(clock, log, 3600.0),
             metrics=self.metrics,
         )
         self.dispatcher = Dispatcher(context, handlers(), authorizer or AllowAll())
@@ -183,6 +181,10 @@ class GroupNode:
             async for _, batch in batches_from(partition, self.reader, 0):
                 found += [(record.key, record.value) for record in iterate_records(batch) if record.key is not None]
         return found
+
+
+def _never_fenced(reason: str) -> None:
+    raise AssertionError(reason)
 
 
 def run(test: Coroutine[Any, Any, None]) -> None:
