@@ -1,8 +1,8 @@
 """What a supervisor and its workers say to each other, and how it is framed.
 
 One stream socket per worker. A frame is a 4-byte big-endian length and a msgpack array tagged with its kind. The first
-frame a worker receives is `Configure`. A worker that reads end-of-file exits: its supervisor is gone. Nothing of the data
-plane passes here. Cluster state and catalogue commands travel as bytes that only `kafscale.coordination` reads.
+frame a worker receives is `Configure`. A worker that reads end-of-file exits: its supervisor is gone. Nothing of the
+data plane passes here. Cluster state and catalogue commands travel as bytes that only `kafscale.coordination` reads.
 """
 
 from __future__ import annotations

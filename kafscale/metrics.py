@@ -206,7 +206,7 @@ CACHE_BYTES = _declare.gauge("kafscale_cache_bytes", "Bytes of recent data in me
 SLAB_BYTES = _declare.gauge("kafscale_slab_bytes", "Memory of the receive slabs, in use or not.")
 SLAB_BYTES_USED = _declare.gauge("kafscale_slab_used_bytes", "Memory of the receive slabs in use.")
 COMPACTION_OBJECTS = _declare.counter(
-    "kafscale_compaction_objects_total", "Objects compaction has read and written.", {"direction": ("in", "out")}
+    "kafscale_compaction_objects_total", "Segments and packs that compaction has written."
 )
 COMPACTION_BYTES = _declare.counter(
     "kafscale_compaction_bytes_total", "Bytes compaction has read and written.", {"direction": ("in", "out")}

@@ -155,6 +155,14 @@ class Ownership:
         """Whether the partition is assigned to this worker and not yet served."""
         return slot_of(topic_id, index, self._cluster.state.slot_count) in self._loading
 
+    def owns(self, partition: PartitionLog) -> bool:
+        """Whether it is this very partition that is served here, not one that was deleted meanwhile."""
+        return self._partitions.get((partition.topic_id, partition.index)) is partition
+
+    def changed(self, partition: PartitionLog) -> None:
+        """The partition's extents are others now: its slot's manifest must be written anew."""
+        self.slots[partition.slot].is_dirty = True
+
     # Loading
 
     async def load(self) -> list[OwnedSlot]:
@@ -293,12 +301,12 @@ class Ownership:
         """A flush is durable: its slots have changed, and its object is referred to."""
         for partition, extent in flush.placed:
             self.references.add(extent.key)
-            if self._partitions.get((partition.topic_id, partition.index)) is partition:
-                self.slots[partition.slot].is_dirty = True
+            if self.owns(partition):
+                self.changed(partition)
             else:
                 self.references.drop((extent,))  # the topic was deleted meanwhile
         for partition in flush.log_starts:
-            self.slots[partition.slot].is_dirty = True
+            self.changed(partition)
         self.references.drop(flush.dropped)
 
     async def delete_records(self, partition: PartitionLog, before_offset: int) -> int:

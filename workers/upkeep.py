@@ -1,4 +1,4 @@
-"""What a worker does by the clock: checkpoints, retention, patience of producers, its lease, its gauges.
+"""What a worker does by the clock: checkpoints, compaction, retention, patience of producers, its lease, its gauges.
 
 Owns the periodic task and when each duty was last done; decides nothing of what the duties mean.
 """
@@ -13,6 +13,8 @@ from kafscale.errors import Fenced, StoreError
 from kafscale.metrics import (
     CACHE_BYTES,
     CHECKPOINTS,
+    COMPACTION_BYTES,
+    COMPACTION_OBJECTS,
     GROUPS,
     LOOP_LAG_MAX,
     PARTITIONS_OWNED,
@@ -21,6 +23,7 @@ from kafscale.metrics import (
     SLAB_BYTES,
     SLOTS_OWNED,
 )
+from kafscale.storage.compaction import CompactionResult, Compactor
 from kafscale.storage.partition import PartitionLog
 from kafscale.storage.tail_cache import TailCache
 from workers.checkpoints import Checkpointer
@@ -40,21 +43,30 @@ PRODUCER_EXPIRATION_MS = 24 * 3600 * 1000
 # A flush younger than this has no producer that has lost patience.
 PATIENCE_SECONDS = 0.5
 LAG_MEMORY_SECONDS = 60.0
+COMPACTION_RETRY_SECONDS = 5.0
 
 
 class Upkeep:
     """The worker's periodic duties."""
 
     def __init__(
-        self, context: Context, checkpointer: Checkpointer, connections: Connections, tail: TailCache, slabs: SlabPool
+        self,
+        context: Context,
+        checkpointer: Checkpointer,
+        compactor: Compactor,
+        connections: Connections,
+        tail: TailCache,
+        slabs: SlabPool,
     ) -> None:
         self._context = context
         self._checkpointer = checkpointer
+        self._compactor = compactor
         self._connections = connections
         self._tail = tail
         self._slabs = slabs
         self._task: asyncio.Task[None] | None = None
         self._checkpoint: asyncio.Task[None] | None = None
+        self._compaction: asyncio.Task[None] | None = None
         self._round: Iterator[PartitionLog] = iter(())
         self._round_at = 0.0
         self._lag_at = 0.0
@@ -63,7 +75,7 @@ class Upkeep:
         self._task = asyncio.get_running_loop().create_task(self._run())
 
     def stop(self) -> None:
-        for task in (self._task, self._checkpoint):
+        for task in (self._task, self._checkpoint, self._compaction):
             if task is not None:
                 task.cancel()
 
@@ -77,6 +89,7 @@ class Upkeep:
                 self._note_lag(now, now - began - TICK_SECONDS)
                 self._expire_producers(now)
                 self._begin_checkpoint()
+                self._begin_compaction()
                 self._apply_retention(now)
                 self._show()
                 if self._context.lease.runs_out_soon(now):
@@ -115,6 +128,26 @@ class Upkeep:
             log.error("no checkpoint could be written", extra={"why": str(error)})
         else:
             self._context.metrics.cells[CHECKPOINTS] += 1
+
+    def _begin_compaction(self) -> None:
+        is_running = self._compaction is not None and not self._compaction.done()
+        if not is_running and self._compactor.due():
+            self._compaction = asyncio.get_running_loop().create_task(self._compact())
+
+    async def _compact(self) -> None:
+        try:
+            while self._compactor.due():
+                result = await self._compactor.run_once(self._context.ownership.partitions())
+                self._count(result)
+        except StoreError as error:
+            log.warning("compaction waits", extra={"why": str(error)})
+            await self._context.clock.sleep(COMPACTION_RETRY_SECONDS)
+
+    def _count(self, result: CompactionResult) -> None:
+        cells = self._context.metrics.cells
+        cells[COMPACTION_OBJECTS] += result.packs + result.segments
+        cells[COMPACTION_BYTES.at("in")] += result.bytes_read
+        cells[COMPACTION_BYTES.at("out")] += result.bytes_written
 
     def _apply_retention(self, now: float) -> None:
         """Look at some partitions; all of them every few seconds."""

@@ -41,6 +41,7 @@ from kafscale.metrics import (
     SLOTS_TAKEN_OVER,
     MetricsBlock,
 )
+from kafscale.storage.compaction import Compactor
 from kafscale.storage.flusher import Flush, Flusher, FlushPolicy
 from kafscale.storage.keys import Keys
 from kafscale.storage.log_objects import Kind, Seal, encode_small
@@ -150,7 +151,18 @@ class Worker:
         slabs = SlabPool(SLAB_BYTES, settings.cache_bytes + settings.produce_buffer_bytes, tail.evict)
         dispatcher = Dispatcher(context, handlers(), AllowAll())
         self.connections = Connections(settings, clock, slabs, metrics, dispatcher)
-        self._upkeep = Upkeep(context, self.checkpointer, self.connections, tail, slabs)
+        self.compactor = Compactor(
+            metered,
+            keys,
+            configure.log_id,
+            clock,
+            random_source,
+            self.ownership.references,
+            tail,
+            owns=self.ownership.owns,
+            changed=self.ownership.changed,
+        )
+        self._upkeep = Upkeep(context, self.checkpointer, self.compactor, self.connections, tail, slabs)
 
     # The supervisor's messages
 
@@ -205,6 +217,7 @@ class Worker:
                 # Nothing is acknowledged for a slot before a checkpoint of ours names it.
                 await self.checkpointer.write(loaded)
                 self.ownership.serve(loaded)
+                self.compactor.slots_loaded()
                 self._metrics.cells[SLOTS_TAKEN_OVER] += len(loaded)
         finally:
             self._is_loading = False
@@ -282,6 +295,8 @@ class Worker:
         FLUSH_LATENCY.observe(cells, int(seconds * 1e6))
         self.ownership.flushed(flush)
         self.checkpointer.flushed(flush)
+        if flush.placed:
+            self.compactor.flushed(flush.bytes)
         if self.connections.is_produce_held and not self.flusher.is_full:
             self.connections.release_produce()
 

@@ -5,8 +5,9 @@ data object with the batches of all partitions, grouped by partition. What must 
 their partitions in the order in which they were appended; nothing is answered before its flush is durable; an object is
 never written for nothing. If the log is fenced, no flush that is not durable is ever committed or answered.
 
-When to write: with an interval (object storage), when the open flush is full or its oldest batch is that old; without
-one (a local directory), as soon as nothing is in flight, with a least interval between flushes once they come fast.
+When to write: with an interval (object storage), when the open flush is full or its oldest batch is that old. Without
+one (a local directory), when nothing is in flight, and then a moment later: as many batches as were just acknowledged
+and as wait already are likely to come together, from clients that wait for their answers, and share one write.
 """
 
 from __future__ import annotations
@@ -40,11 +41,12 @@ JOIN_BELOW_BYTES = 16 * 1024
 
 
 class FlushPolicy(msgspec.Struct, frozen=True, kw_only=True):
-    """When to write. `interval_s` None: as soon as nothing is in flight, at most once in `least_interval_s`."""
+    """When to write. `interval_s` None: when nothing is in flight and `gather_s` have passed since, or sooner when as
+    many batches are there as can be expected."""
 
     flush_bytes: int
     interval_s: float | None
-    least_interval_s: float = 0.0015
+    gather_s: float = 0.001
     max_in_flight: int = MAX_IN_FLIGHT
     # Bytes appended and not durable beyond which callers should hold back.
     buffered_bytes_max: int = 64 << 20
@@ -55,6 +57,7 @@ class Flush:
 
     __slots__ = (
         "answers",
+        "batches",
         "bytes",
         "dropped",
         "durable",
@@ -74,6 +77,7 @@ class Flush:
         self.sequence = -1
         self.durable = False
         self.bytes = 0
+        self.batches = 0
         self.extents: dict[PartitionLog, PendingExtent] = {}
         self.log_starts: dict[PartitionLog, int] = {}
         self.releases: list[tuple[int, int]] = []
@@ -115,6 +119,9 @@ class Flusher:
         self._checkpoint: tuple[Callable[[bytes], Sequence[Buffer]], Callable[[int], None]] | None = None
         self._timer: Timer | None = None
         self._submitted_at = 0.0
+        self._confirmed_at = 0.0
+        # Batches that are likely to come before the next write: see the head of this file.
+        self._expected = 0
         # Bytes appended and not durable yet: what callers bound.
         self.pending_bytes = 0
 
@@ -136,9 +143,10 @@ class Flusher:
         base_offset = partition.append(pending, batch, header, now_ms)
         length = len(batch)
         flush.bytes += length
+        flush.batches += 1
         self.pending_bytes += length
         partition.last_flush = flush
-        if self._timer is None or flush.bytes >= self._policy.flush_bytes:
+        if self._timer is None or flush.bytes >= self._policy.flush_bytes or flush.batches == self._expected:
             self._schedule()
         return base_offset, flush
 
@@ -194,16 +202,21 @@ class Flusher:
         if flush.bytes >= self._policy.flush_bytes or self._full:
             self._pump()
             return
-        if self._timer is not None:
-            return
-        now = self._clock.monotonic()
         interval = self._policy.interval_s
-        if interval is None:
-            if self._log.in_flight:
-                return  # the next confirmation pumps
-            wait = max(0.0, self._submitted_at + self._policy.least_interval_s - now)
+        if interval is None and self._log.in_flight:
+            return  # the next confirmation pumps
+        is_gathered = interval is None and flush.batches >= self._expected
+        if self._timer is not None:
+            if not is_gathered:
+                return
+            self._timer.cancel()
+        now = self._clock.monotonic()
+        if interval is not None:
+            wait = flush.opened_at + interval - now
         else:
-            wait = max(0.0, flush.opened_at + interval - now)
+            # Not at once even then: what else this turn of the loop receives comes along.
+            wait = 0.0 if is_gathered else self._confirmed_at + self._policy.gather_s - now
+        wait = max(wait, 0.0)
         self._timer = self._clock.call_later(wait, self._due)
 
     def _due(self) -> None:
@@ -274,6 +287,8 @@ class Flusher:
         flush.answers.clear()
         for waiter, added in woken.items():
             waiter(added)
+        self._confirmed_at = self._clock.monotonic()
+        self._expected = flush.batches + self._open.batches
         self._after_confirmation()
 
     def _after_confirmation(self) -> None:

@@ -105,7 +105,7 @@ class GroupNode:
         self.cluster.nodes = {n: NodeAddress(n, f"host{n}", 19092 + n, None) for n in (HERE, ELSEWHERE)}
         self.store = HeldStore()
         log = WorkerLog(self.store, KEYS, LOG_ID, clock, random.Random(1), _never_fenced)
-        policy = FlushPolicy(flush_bytes=1 << 20, interval_s=None, least_interval_s=0.0)
+        policy = FlushPolicy(flush_bytes=1 << 20, interval_s=None, gather_s=0.0)
         self.flusher = Flusher(log, KEYS, clock, policy, TailCache(1 << 24), lambda flush, seconds: None)
         self.reader = ColdReader(self.store, 1 << 20)
         self.groups = Groups(self.settings, clock, self.cluster, self.flusher, self.reader, random.Random(2))
