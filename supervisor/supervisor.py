@@ -172,7 +172,7 @@ class Supervisor:
         if self._lock is None:
             self._lock = await take_directory(self._root, self._clock)
         check_format(self._root)
-        self._settings = settings = self._with_ports(settings, self._listeners.endpoint.port)
+        self._settings = settings = self._resolved(settings, self._listeners.endpoint.port)
         self._blocks = {index: MetricsBlock.create() for index in range(settings.workers)}
         metric_fds = [block.fd for block in self._blocks.values() if block.fd is not None]
         self._spawner = Spawner(
@@ -213,12 +213,15 @@ class Supervisor:
         self._spawn_loop(self._watch(keys), "watch")
         self._spawn_loop(self._sweep_ended_logs(keys), "sweep")
 
-    def _with_ports(self, settings: Settings, port: int) -> Settings:
-        """The settings with the ports that were bound in the place of 0."""
+    def _resolved(self, settings: Settings, port: int) -> Settings:
+        """The settings as workers get them: with the ports that were bound, and paths that don't depend on a folder."""
         listen = Endpoint(settings.listen.host, port)
         advertised = settings.advertised
         return msgspec.structs.replace(
-            settings, listen=listen, advertise=Endpoint(advertised.host, advertised.port or port)
+            settings,
+            listen=listen,
+            advertise=Endpoint(advertised.host, advertised.port or port),
+            data_dir=str(self._root),
         )
 
     def _make_posts(

@@ -1,7 +1,8 @@
 """A worker that serves no clients and misbehaves on demand: it speaks the control protocol and seals its log when it
 drains, no more. Run as `python stub_worker.py --mode … --control-fd N`.
 
-Modes: well; dies (exits before it serves); silent (never answers); nonsense (sends bytes that are no frame).
+Modes: well; dies (exits before it serves); silent (never answers); nonsense (sends bytes that are no frame);
+lingers (outlives its supervisor while a file called "stays" lies beside the data).
 """
 
 from __future__ import annotations
@@ -58,6 +59,8 @@ class StubWorker:
                     await self.obey(message)
         except ConnectionError:
             pass  # The supervisor is gone.
+        while self.mode == "lingers" and self.stays.exists():
+            await asyncio.sleep(0.01)  # noqa: ASYNC110 - what is waited for is a file
 
     async def obey(self, message: object) -> None:
         match message:
@@ -91,6 +94,7 @@ class StubWorker:
         self.state = decode_state(configure.cluster_state)
         self.store = LocalStore(Path(configure.settings.data_dir), SystemClock(), threads=1)
         self.keys = Keys(configure.settings.cluster_namespace)
+        self.stays = Path(configure.settings.data_dir).with_name("stays")
         if self.mode == "dies":
             os._exit(3)
         if self.mode == "nonsense":

@@ -92,25 +92,22 @@ def test_a_killed_supervisor_is_followed_by_its_workers_and_a_new_one_takes_over
             assert second.wait(PATIENCE) == 0
 
 
-def test_workers_that_do_not_end_are_waited_for_and_then_reported(tmp_path) -> None:
-    """The lock is theirs too: a stopped worker of a dead supervisor keeps the directory from another broker."""
+def test_workers_that_still_end_are_waited_for(tmp_path) -> None:
+    """The lock is theirs too: while one is left, nobody else may have the directory."""
     root = tmp_path / "d"
-    with broker(root) as first:
+    (tmp_path / "stays").write_text("")
+    with broker(root, "lingers") as first:
         before = ready(first, root)
-        worker = before["workers"][0]["pid"]
-        os.kill(worker, signal.SIGSTOP)
-        try:
-            first.kill()
-            first.wait()
-            with broker(root) as second:
-                until(lambda: "waiting for its workers" in (tmp_path / "stderr").read_text())
-                os.kill(worker, signal.SIGCONT)
-                ready(second, root)
-                second.terminate()
-                assert second.wait(PATIENCE) == 0
-        finally:
-            if is_running(worker):
-                os.kill(worker, signal.SIGKILL)
+        first.kill()
+        first.wait()
+        with broker(root) as second:
+            until(lambda: "waiting for its workers" in (tmp_path / "stderr").read_text())
+            assert all(is_running(worker["pid"]) for worker in before["workers"])
+            (tmp_path / "stays").unlink()
+            ready(second, root)
+            assert not any(is_running(worker["pid"]) for worker in before["workers"])
+            second.terminate()
+            assert second.wait(PATIENCE) == 0
 
 
 def test_a_hangup_rereads_the_level_of_the_log(tmp_path) -> None:
