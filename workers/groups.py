@@ -18,10 +18,11 @@ from kafscale.config import Settings
 from kafscale.coordination.cluster import OFFSETS_TOPIC, Assignment, Topic
 from kafscale.coordination.groups.events import GroupConfig, Outcome, TimerKey, Token
 from kafscale.coordination.groups.shard import GroupShard
-from kafscale.errors import Retry
+from kafscale.errors import Retry, StoreUnavailable, StoreUnclear
 from kafscale.protocol.batches import build_batch, read_header
 from kafscale.protocol.error_codes import ErrorCode
 from kafscale.protocol.records import iterate_records
+from kafscale.storage.backoff import backoff_seconds
 from kafscale.storage.flusher import Flusher
 from kafscale.storage.lookups import batches_from
 from kafscale.storage.partition import PartitionLog
@@ -164,13 +165,23 @@ class Groups:
         `replay_from` on. It is served from `serve` on."""
         if partition.topic != OFFSETS_TOPIC:
             return
+        for wait in backoff_seconds(self._random):
+            try:
+                shard = await self._replayed(partition, state, replay_from)
+            except (StoreUnavailable, StoreUnclear):
+                await self._clock.sleep(wait)
+            else:
+                self._loaded[partition.index] = _Coordinated(partition, shard)
+                return
+
+    async def _replayed(self, partition: PartitionLog, state: bytes | None, replay_from: int) -> GroupShard:
         shard = self._new_shard(state)
         now_ms = self._now()[0]
         async for _, batch in batches_from(partition, self._reader, max(replay_from, partition.log_start_offset)):
             for record in iterate_records(batch):
                 if record.key is not None and record.offset >= replay_from:
                     shard.replay(record.key, record.value, now_ms)
-        self._loaded[partition.index] = _Coordinated(partition, shard)
+        return shard
 
     def serve(self, partition: PartitionLog) -> None:
         """Begin to coordinate the groups of a partition that was loaded, or is new."""
