@@ -30,7 +30,7 @@ _SIZE: Final = struct.Struct(">i")
 
 
 def decode_request(api: Api, version: int, buffer: Buffer, position: int, end: int) -> Any:
-    """The request whose body is exactly `buffer[position:end]`, an `api.request`.
+    """The request whose body is at the start of `buffer[position:end]`, an `api.request`.
 
     Bytes and strings are copied, records are slices of `buffer`. ProtocolError where the bytes are no such request or
     the version has no messages here; nothing else, whatever the bytes are.

@@ -140,7 +140,7 @@ def _parse_flexible(version: int, buffer: Buffer, at: int, end: int) -> FetchReq
     if buffer[at]:
         raise _TagsFound
     at += 1
-    if at != end:
+    if at > end:
         raise _bad_end(end - at)
     return FetchRequestView(
         replica_id,
@@ -246,7 +246,7 @@ def _parse_legacy(version: int, buffer: Buffer, at: int, end: int) -> FetchReque
     rack_id = ""
     if version >= 11:
         rack_id, at = _legacy_string(buffer, at, end, "rack_id")
-    if at != end:
+    if at > end:
         raise _bad_end(end - at)
     return FetchRequestView(
         replica_id,
@@ -309,9 +309,7 @@ def _bad_length(path: str, length: int, left: int) -> ProtocolError:
 
 
 def _bad_end(left: int) -> ProtocolError:
-    if left < 0:
-        return ProtocolError(f"FetchRequest: the message ends {-left} bytes early")
-    return ProtocolError(f"FetchRequest: {left} bytes are left over")
+    return ProtocolError(f"FetchRequest: the message ends {-left} bytes early")
 
 
 def encode_fetch_response(

@@ -136,7 +136,7 @@ def _parse_flexible(buffer: Buffer, at: int, end: int, ids: bool) -> ProduceRequ
     at += 1
     if n:
         at = skip_tags(buffer, at, end, n)
-    if at != end:
+    if at > end:
         raise _bad_end(end - at)
     return ProduceRequestView(transactional_id, acks, timeout_ms, partitions)
 
@@ -186,7 +186,7 @@ def _parse_legacy(buffer: Buffer, at: int, end: int) -> ProduceRequestView:
             else:
                 partitions.append((topic, index, view[at : at + n]))
                 at += n
-    if at != end:
+    if at > end:
         raise _bad_end(end - at)
     return ProduceRequestView(transactional_id, acks, timeout_ms, partitions)
 
@@ -196,9 +196,7 @@ def _bad_length(path: str, length: int, left: int) -> ProtocolError:
 
 
 def _bad_end(left: int) -> ProtocolError:
-    if left < 0:
-        return ProtocolError(f"ProduceRequest: the message ends {-left} bytes early")
-    return ProtocolError(f"ProduceRequest: {left} bytes are left over")
+    return ProtocolError(f"ProduceRequest: the message ends {-left} bytes early")
 
 
 def encode_produce_response(

@@ -211,6 +211,21 @@ def test_truncated_requests_close_the_connection(handler: Handler) -> None:
     asyncio.run(scenario())
 
 
+def test_what_follows_a_request_is_ignored() -> None:
+    """As by Kafka. librdkafka's (2.16) request for all topics ends three bytes late, and wants an answer all the same."""
+
+    async def scenario() -> None:
+        node = Node()
+        await node.create("t")
+        sent = bytes.fromhex("000000190003000d00000003000772646b61666b610000000000010000")
+        raw = await node.exchange(sent, node.connect())
+        assert raw is not None
+        _, response = decode_response(APIS[ApiKey.METADATA], 13, raw, 4, len(raw))
+        assert [topic.name for topic in response.topics] == ["t"]
+
+    asyncio.run(scenario())
+
+
 @pytest.mark.parametrize("key", [4, 7, 24, 68, 99, 32767, -1])
 def test_unknown_apis_close_the_connection(key: int) -> None:
     """As Kafka does (checklist 30)."""
