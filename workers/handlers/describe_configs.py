@@ -33,7 +33,6 @@ NODES_PER_BROKER: Final = 100
 
 # Kafka's name of a broker's setting → ours. Those that are defaults of topics' settings are not repeated here.
 KAFKA_NAMES: Final = {
-    "advertised.host.name": "advertise",
     "auto.create.topics.enable": "auto_create_topics",
     "broker.id": "broker_id",
     "connections.max.idle.ms": "connections_idle_ms",

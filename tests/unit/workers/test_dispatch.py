@@ -212,7 +212,7 @@ def test_truncated_requests_close_the_connection(handler: Handler) -> None:
 
 
 def test_what_follows_a_request_is_ignored() -> None:
-    """As by Kafka. librdkafka's (2.16) request for all topics ends three bytes late, and wants an answer all the same."""
+    """As by Kafka. librdkafka's (2.16) request for all topics ends three bytes late, and wants an answer too."""
 
     async def scenario() -> None:
         node = Node()
