@@ -18,7 +18,7 @@ from kafscale.storage.partition import PartitionLog, check_dense
 from kafscale.storage.recovery import Earlier, apply_replay, load_slots
 from kafscale.storage.store import Purpose
 from kafscale.storage.sweep import LogsInUse, SweepResult, sweep
-from kafscale.storage.takeover import LogReader, seal_log
+from kafscale.storage.takeover import SEALS_AT_ONCE, LogReader, seal_log
 from tests.unit.storage.rig import (
     EPOCH_MS,
     KEYS,
@@ -201,6 +201,10 @@ def test_nothing_that_is_named_is_deleted(steps, seed):
         before = await cluster.store.keys()
         assert (await cluster.sweep()).deleted == 0
         assert await cluster.store.keys() == before
+        for number in range(1, cluster.incarnation):
+            reader = LogReader(cluster.store, KEYS, cluster.clock, cluster.random)
+            objects = [await reader.read(log_id(number), at) for at in await reader.sequences(log_id(number))]
+            assert sum(entry is not None and entry.seal is not None for entry in objects) >= SEALS_AT_ONCE
         await cluster.check()
 
     run(main())

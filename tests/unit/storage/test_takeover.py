@@ -1,0 +1,302 @@
+"""Goal: a log's end is found and made right whatever its owner does meanwhile, and never where it is not."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kafscale.errors import Corrupt, StoreUnavailable
+from kafscale.storage.log_objects import BatchGroup, Kind, Seal, encode_header, encode_small
+from kafscale.storage.manifest import decode_manifest
+from kafscale.storage.store import Purpose
+from kafscale.storage.takeover import SEALS_AT_ONCE, LogEnd, LogReader, find_end, seal_log
+from kafscale.storage.worker_log import MAX_IN_FLIGHT
+from tests.unit.storage.rig import (
+    KEYS,
+    LoopClock,
+    Put,
+    ScriptedStore,
+    Writer,
+    batch_of,
+    make_partition,
+    run,
+    write_checkpoint,
+)
+
+UNHURRIED = settings(deadline=None, max_examples=40)
+
+
+class Owner:
+    """A log's owner that keeps writing, and the reader of its log."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self.clock = LoopClock()
+        self.store = ScriptedStore(self.clock)
+        self.random = random.Random(seed)
+        self.store.put_seconds = lambda key: self.random.expovariate(1 / 0.004)
+        self.writer = Writer(self.store, seed=seed)
+        self.partition = make_partition()
+        self.acknowledged = 0
+        self.given_up: list[str] = []
+        self.reader = LogReader(self.store, KEYS, self.clock, self.random)
+
+    def append(self) -> None:
+        _, flush = self.writer.append(self.partition, batch_of(20))
+        last = self.partition.next_offset
+        flush.answers.append(lambda: setattr(self, "acknowledged", last))
+
+    async def work(self, seconds: float) -> None:
+        """Append all the time, with several objects in flight; write checkpoints, and delete what they replace."""
+        end = self.clock.monotonic() + seconds
+        while self.clock.monotonic() < end and not self.writer.fenced:
+            self.append()
+            if self.random.random() < 0.1:
+                covered = self.writer.log.counted
+                task = asyncio.ensure_future(self.checkpoint())
+                while not task.done() and not self.writer.fenced:
+                    self.append()
+                    await self.clock.sleep(0.001)
+                if not task.done():
+                    task.cancel()
+                    return
+                await self.store.delete(self.given_up, Purpose.SWEEP)
+                self.given_up = [KEYS.log(self.writer.log_id, number) for number in range(covered)]
+            await self.clock.sleep(self.random.random() * 0.004)
+
+    async def checkpoint(self) -> None:
+        await write_checkpoint(self.writer, {0: (1, [self.partition])})
+
+    async def known_to(self, end: LogEnd) -> int:
+        """The high watermark in the manifest that the last counting checkpoint names."""
+        if end.checkpoint is None:
+            return 0
+        place = end.checkpoint.slots[0]
+        data = await self.store.inner.get_range(place.key, place.position, place.length, Purpose.RECOVERY)
+        return decode_manifest(data, place.key).partitions[0].high_watermark
+
+    async def seal(self) -> LogEnd:
+        return await seal_log(self.store, KEYS, self.writer.log_id, self.clock, self.random, "sealer", "test")
+
+    async def end(self) -> LogEnd:
+        return await find_end(self.reader, self.writer.log_id)
+
+
+def offsets(end: LogEnd) -> list[int]:
+    return [
+        row[0]
+        for entry in end.objects
+        for group in entry.groups or ()
+        if isinstance(group, BatchGroup)
+        for row in group.rows
+    ]
+
+
+@UNHURRIED
+@given(seed=st.integers(0, 10_000), wait=st.floats(0, 0.5))
+def test_a_busy_owner_is_sealed_and_loses_nothing(seed, wait):
+    """Goal: an owner that writes, checkpoints and deletes all the time is ended in bounded time; everything it
+    acknowledged lies below the end, and afterwards everyone finds the same end."""
+
+    async def main() -> None:
+        owner = Owner(seed)
+        work = asyncio.ensure_future(owner.work(30))
+        await owner.clock.sleep(wait)
+        end = await owner.seal()
+        await owner.clock.sleep(10)
+        work.cancel()
+        await asyncio.gather(work, return_exceptions=True)
+        assert end.sealed and owner.writer.log.counted <= end.end and owner.writer.fenced
+        known = await owner.known_to(end)
+        replayed = [offset for offset in offsets(end) if offset >= known]
+        assert replayed == list(range(known, known + len(replayed)))
+        assert owner.acknowledged <= known + len(replayed)
+        again = await owner.end()
+        assert (again.sealed, again.end) == (True, end.end)
+        assert await owner.seal() == again
+
+    run(main())
+
+
+def test_a_gap_is_not_the_end():
+    """Goal: in a log without a seal the lowest free number means nothing, and what lies above it does not count yet."""
+
+    async def main() -> None:
+        owner = Owner()
+        owner.store.puts[KEYS.log(owner.writer.log_id, 1)] = [Put(seconds=30)]
+        await owner.writer.flush(owner.partition, batch_of(1))
+        owner.writer.flusher._policy = owner.writer.flusher._policy.__class__(flush_bytes=1, interval_s=None)
+        for _ in range(3):
+            owner.append()
+        await owner.clock.sleep(0.1)
+        assert await owner.store.inner.exists(KEYS.log(owner.writer.log_id, 2), Purpose.RECOVERY)
+        end = await owner.end()
+        assert not end.sealed and end.end == 1 and offsets(end) == [0]
+        sealed = await owner.seal()
+        assert sealed.sealed and sealed.end == 1
+        await owner.clock.sleep(60)
+        assert owner.acknowledged == 0 and owner.writer.fenced
+
+    run(main())
+
+
+def test_seals_below_what_is_covered_count_for_nothing():
+    """Goal: a seal that comes after its number was deleted ends nothing."""
+
+    async def main() -> None:
+        owner = Owner()
+        for _ in range(3):
+            await owner.writer.flush(owner.partition, batch_of(1))
+        await owner.checkpoint()
+        await owner.checkpoint()
+        log_id = owner.writer.log_id
+        await owner.store.delete([KEYS.log(log_id, number) for number in range(3)], Purpose.SWEEP)
+        header = encode_header(Kind.SEAL, log_id, 1, 0, -1)
+        await owner.store.inner.put_if_absent(
+            KEYS.log(log_id, 1), encode_small(header, Seal("w", "r")), Purpose.RECOVERY
+        )
+        assert not (await owner.end()).sealed
+        await owner.writer.flush(owner.partition, batch_of(1))
+        end = await owner.seal()
+        assert end.sealed and end.end == owner.writer.log.counted and offsets(end) == [3]
+
+    run(main())
+
+
+@pytest.mark.parametrize("written", [0, 1, 17, 40])
+def test_the_end_of_a_quiet_log(written):
+    """Goal: without a checkpoint the log is walked from 0, over any number of windows."""
+
+    async def main() -> None:
+        owner = Owner()
+        for _ in range(written):
+            await owner.writer.flush(owner.partition, batch_of(1))
+        end = await owner.seal()
+        assert (end.sealed, end.end, end.replay_from, end.checkpoint) == (True, written, 0, None)
+        assert offsets(end) == list(range(written))
+        keys = await owner.store.keys(KEYS.log_objects(owner.writer.log_id))
+        assert len(keys) == written + SEALS_AT_ONCE
+
+    run(main())
+
+
+def test_the_newest_checkpoint_is_found_by_pointer_or_by_walking():
+    """Goal: a checkpoint counts as soon as it is there, before any object points to it."""
+
+    async def main() -> None:
+        owner = Owner()
+        for _ in range(2):
+            await owner.writer.flush(owner.partition, batch_of(1))
+        await owner.checkpoint()
+        end = await owner.end()
+        assert end.checkpoint is not None and end.checkpoint.covered == end.replay_from == 2 and end.end == 3
+        await owner.writer.flush(owner.partition, batch_of(1))
+        await owner.checkpoint()
+        end = await owner.end()
+        assert end.checkpoint is not None and end.checkpoint.covered == 4 and offsets(end) == []
+        await owner.writer.flush(owner.partition, batch_of(1))
+        assert offsets(await owner.end()) == [3]
+
+    run(main())
+
+
+def test_a_checkpoint_above_a_seal_never_existed():
+    """Goal: what an owner wrote above a seal that it had not met yet does not count."""
+
+    async def main() -> None:
+        owner = Owner()
+        await owner.writer.flush(owner.partition, batch_of(1))
+        log_id = owner.writer.log_id
+        header = encode_header(Kind.SEAL, log_id, 1, 0, -1)
+        owner.store.puts[KEYS.log(log_id, 1)] = [Put(seconds=5)]
+        owner.append()
+        await owner.store.wait_for("put", KEYS.log(log_id, 1))
+        # It overtakes: a checkpoint that covers only what was confirmed, at number 2.
+        task = asyncio.ensure_future(owner.checkpoint())
+        await owner.clock.sleep(1)
+        assert await owner.store.inner.exists(KEYS.log(log_id, 2), Purpose.RECOVERY)
+        await owner.store.inner.put_if_absent(
+            KEYS.log(log_id, 1), encode_small(header, Seal("w", "r")), Purpose.RECOVERY
+        )
+        end = await owner.end()
+        assert end.sealed and end.end == 1 and end.checkpoint is None and offsets(end) == [0]
+        await owner.clock.sleep(30)
+        assert owner.writer.fenced and not task.done()
+        task.cancel()
+        assert await owner.end() == end
+
+    run(main())
+
+
+def test_an_owner_that_writes_on_while_one_looks_is_no_damage():
+    """Goal: a checkpoint that was replaced and deleted between two reads makes the reader look again."""
+
+    async def main() -> None:
+        owner = Owner()
+        await owner.writer.flush(owner.partition, batch_of(1))
+        await owner.checkpoint()
+        await owner.writer.flush(owner.partition, batch_of(1))
+        log_id = owner.writer.log_id
+        first = KEYS.log(log_id, 1)
+        looking = asyncio.ensure_future(owner.reader.newest_checkpoint(log_id))
+        await owner.store.wait_for("get_tail", KEYS.log(log_id, 2))
+        owner.store.put_seconds = lambda key: 0.0
+        await owner.store.inner.delete([first], Purpose.SWEEP)
+        await owner.checkpoint()
+        await owner.writer.flush(owner.partition, batch_of(1))
+        found = await looking
+        assert found is not None and found[0] == 3
+
+    run(main())
+
+
+def test_a_checkpoint_that_is_gone_for_good_is_damage():
+    """Goal: an object that names a checkpoint nobody has is Corrupt, not an empty log."""
+
+    async def main() -> None:
+        owner = Owner()
+        await owner.writer.flush(owner.partition, batch_of(1))
+        await owner.checkpoint()
+        await owner.writer.flush(owner.partition, batch_of(1))
+        await owner.store.inner.delete([KEYS.log(owner.writer.log_id, 1)], Purpose.SWEEP)
+        with pytest.raises(Corrupt):
+            await owner.end()
+
+    run(main())
+
+
+def test_a_damaged_object_is_not_the_end():
+    """Goal: a flipped bit in what counts is an error for whoever takes over."""
+
+    async def main() -> None:
+        owner = Owner()
+        for _ in range(3):
+            await owner.writer.flush(owner.partition, batch_of(1))
+        await owner.store.damage(KEYS.log(owner.writer.log_id, 1), 10)
+        with pytest.raises(Corrupt):
+            await owner.seal()
+
+    run(main())
+
+
+def test_sealing_outlasts_a_silent_store():
+    """Goal: a store that refuses for a while delays the seal and changes nothing."""
+
+    async def main() -> None:
+        owner = Owner()
+        await owner.writer.flush(owner.partition, batch_of(1))
+        for number in range(1, 9):
+            owner.store.puts[KEYS.log(owner.writer.log_id, number)] = [Put(before=StoreUnavailable("no"))] * 3
+        owner.store.read_errors[KEYS.log_objects(owner.writer.log_id)] = [StoreUnavailable("no")] * 2
+        end = await owner.seal()
+        assert end.sealed and end.end == 1
+
+    run(main())
+
+
+def test_more_seals_are_tried_than_an_owner_has_in_flight():
+    """Goal: the figures that keep a busy owner from outrunning its end."""
+    assert SEALS_AT_ONCE >= 2 * MAX_IN_FLIGHT
