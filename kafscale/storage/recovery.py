@@ -57,13 +57,16 @@ async def load_slots(
     clock: Clock,
     earlier: Mapping[int, Sequence[Earlier]],
     slot_of: Callable[[bytes, int], int],
+    bugs: PlantedBugs = NO_BUGS,
 ) -> dict[int, LoadedSlot]:
     """Read every slot of `earlier` (slot → its earlier assignments, oldest first).
 
     Waits until every log named there has ended or released what it was assigned. Raises Corrupt.
     """
     log_ids = sorted({assignment.log_id for assignments in earlier.values() for assignment in assignments})
-    ends = dict(zip(log_ids, await asyncio.gather(*(_ended(reader, clock, log_id) for log_id in log_ids)), strict=True))
+    ends = dict(
+        zip(log_ids, await asyncio.gather(*(_ended(reader, clock, log_id, bugs) for log_id in log_ids)), strict=True)
+    )
     chosen: dict[int, tuple[Earlier, ManifestPlace] | None] = {
         slot: _choose(slot, assignments, ends) for slot, assignments in earlier.items()
     }
@@ -76,11 +79,11 @@ async def load_slots(
     return loaded
 
 
-async def _ended(reader: LogReader, clock: Clock, log_id: str) -> LogEnd:
+async def _ended(reader: LogReader, clock: Clock, log_id: str, bugs: PlantedBugs) -> LogEnd:
     """The end of a log that someone else is ending: whoever assigned the slots has sealed it, or is about to."""
     while True:
         end = await find_end(reader, log_id)
-        if end.sealed:
+        if end.sealed or bugs.gap_is_the_end:
             return end
         await clock.sleep(_ENDED_POLL_SECONDS)
 

@@ -48,6 +48,7 @@ from kafscale.storage.log_objects import (
     encode_small,
 )
 from kafscale.storage.manifest import decode_manifest
+from kafscale.storage.planted import NO_BUGS, PlantedBugs
 from kafscale.storage.store import ObjectInfo, ObjectStore, Purpose
 from kafscale.storage.takeover import LogEnd, LogReader, find_end
 
@@ -102,10 +103,11 @@ async def sweep(
     read_logs_in_use: Callable[[], Awaitable[LogsInUse]],
     grace_ms: int,
     known_seals: set[str] | None = None,
+    bugs: PlantedBugs = NO_BUGS,
 ) -> SweepResult:
     """One sweep. `read_logs_in_use` must read the newest cluster version by its key, anew at each call (there are two);
     what it raises passes through. `known_seals` remembers seals, to spare reading them each time: pass the same set."""
-    sweeper = _Sweeper(store, keys, clock, random_source, known_seals if known_seals is not None else set())
+    sweeper = _Sweeper(store, keys, clock, random_source, known_seals if known_seals is not None else set(), bugs)
     try:
         # What is in use before the listing is only left out early, to save memory: what counts comes after it.
         found, newest_ms = await sweeper.list_all(_kept(await read_logs_in_use()))
@@ -133,6 +135,7 @@ class _Sweeper:
         clock: Clock,
         random_source: random.Random,
         known_seals: set[str],
+        bugs: PlantedBugs,
     ) -> None:
         self.result = SweepResult()
         self._store = store
@@ -140,6 +143,7 @@ class _Sweeper:
         self._clock = clock
         self._random = random_source
         self._known_seals = known_seals
+        self._bugs = bugs
         self._reader = LogReader(store, keys, clock, random_source)
 
     async def delete_unnamed(
@@ -237,7 +241,7 @@ class _Sweeper:
         seals = await self._seals(info.key for info in objects if info.key.startswith(self._keys.log_prefix))
         garbage: list[ObjectInfo] = []
         for info in objects:
-            if info.key in seals:
+            if info.key in seals and not self._bugs.seal_deleted:
                 continue
             if info.key in named:
                 self.result.named += 1
