@@ -22,6 +22,7 @@ from kafscale.coordination.assignment import EndedLog, Incarnation
 from kafscale.coordination.cluster import (
     FORMAT_VERSION,
     OFFSETS_TOPIC,
+    Assign,
     Change,
     ClusterState,
     Topic,
@@ -30,7 +31,7 @@ from kafscale.coordination.cluster import (
     decode_version,
     encode_version,
 )
-from kafscale.coordination.commands import Command, CommandResult, decide_all
+from kafscale.coordination.commands import Command, CommandResult, Draft, decide_all
 from kafscale.errors import Corrupt, KafscaleError, Retry, StartError
 from kafscale.protocol.error_codes import ErrorCode
 from kafscale.storage.cluster_log import FIRST_VERSION, ClusterLog
@@ -41,17 +42,20 @@ SNAPSHOT_INTERVAL_VERSIONS = 64
 MAX_QUEUED_PROPOSALS = 1024
 # A version holds the proposals that have come in together, up to about so many commands.
 MAX_COMMANDS_PER_VERSION = 10_000
+MAX_PROPOSALS_PER_VERSION = 256
 READS_AT_ONCE = 16
 
 EndLog = Callable[[str], Awaitable[EndedLog]]
 OnVersion = Callable[[int, bytes], None]
 _Result = TypeVar("_Result")
+# Who owns what is read off the state, the catalogue off the draft, which gets the changes too.
+Decide = Callable[[ClusterState, Draft], tuple[list[Change], _Result]]
 
 
 class _Proposal(Generic[_Result]):
     """Something to be decided on the newest state, perhaps more than once, and who waits for it."""
 
-    def __init__(self, decide: Callable[[ClusterState], tuple[list[Change], _Result]], weight: int) -> None:
+    def __init__(self, decide: Decide[_Result], weight: int) -> None:
         self.decide = decide
         self.weight = weight
         self.result: _Result | None = None
@@ -79,6 +83,8 @@ class Controller:
         self._writer_id = writer_id
         self._on_version = on_version
         self._state: ClusterState | None = None
+        # The catalogue of that state, ready to be changed; None where it must be made anew.
+        self._draft: Draft | None = None
         self._queue: deque[_Proposal[object]] = deque()
         self._arrived = asyncio.Event()
         self._writer: asyncio.Task[None] | None = None
@@ -107,7 +113,7 @@ class Controller:
         while missing := _owning_logs(self.state) - ended.keys() - ours:
             for read in await asyncio.gather(*(end_log(log_id) for log_id in sorted(missing))):
                 ended[read.log_id] = read
-            await self._propose(lambda state: _start_anew(state, workers, ended))
+            await self._propose(lambda state, _: _start_anew(state, workers, ended))
 
     async def submit(self, commands: Sequence[Command]) -> tuple[int, list[CommandResult]]:
         """Decide the commands of one request. Returns the version in which they took effect (0: nothing was written).
@@ -116,9 +122,9 @@ class Controller:
         told.
         """
 
-        def decide(state: ClusterState) -> tuple[list[Change], list[CommandResult]]:
+        def decide(_: ClusterState, draft: Draft) -> tuple[list[Change], list[CommandResult]]:
             return decide_all(
-                state, commands, new_topic_id, self._clock.wall_ms(), self._settings.auto_create_partitions
+                draft, commands, new_topic_id, self._clock.wall_ms(), self._settings.auto_create_partitions
             )
 
         return await self._propose(decide, weight=len(commands))
@@ -126,7 +132,7 @@ class Controller:
     async def replace(self, ended: EndedLog, worker: Incarnation) -> None:
         """Give the slots that the ended log still owns to its worker's next incarnation. Raises as `submit`."""
 
-        def decide(state: ClusterState) -> tuple[list[Change], bool]:
+        def decide(state: ClusterState, _: Draft) -> tuple[list[Change], bool]:
             change = assignment.replace(state, worker, ended)
             return ([] if change is None else [change]), True
 
@@ -140,9 +146,7 @@ class Controller:
         while self._queue:
             self._queue.popleft().fail(_stopping())
 
-    async def _propose(
-        self, decide: Callable[[ClusterState], tuple[list[Change], _Result]], weight: int = 1
-    ) -> tuple[int, _Result]:
+    async def _propose(self, decide: Decide[_Result], weight: int = 1) -> tuple[int, _Result]:
         if len(self._queue) >= MAX_QUEUED_PROPOSALS:
             raise Retry(ErrorCode.REQUEST_TIMED_OUT, "too many changes of the cluster are waiting")
         if self._writer is None or self._writer.done():
@@ -159,7 +163,11 @@ class Controller:
             while self._queue:
                 batch = [self._queue.popleft()]
                 weight = batch[0].weight
-                while self._queue and weight + self._queue[0].weight <= MAX_COMMANDS_PER_VERSION:
+                while (
+                    self._queue
+                    and len(batch) < MAX_PROPOSALS_PER_VERSION
+                    and weight + self._queue[0].weight <= MAX_COMMANDS_PER_VERSION
+                ):
                     batch.append(self._queue.popleft())
                     weight += batch[-1].weight
                 try:
@@ -172,6 +180,12 @@ class Controller:
                     log.warning("the cluster log could not be written", extra={"cause": str(error)})
                     for proposal in batch:
                         proposal.fail(error)
+                except Exception as error:
+                    # The next batch may well be written: a writer that ended here would leave the cluster unchangeable.
+                    log.exception("writing the cluster log failed")
+                    self._draft = None
+                    for proposal in batch:
+                        proposal.fail(error)
 
     async def _write(self, batch: list[_Proposal[object]]) -> None:
         while True:
@@ -182,8 +196,11 @@ class Controller:
                     proposal.settle(0)
                 return
             payload = encode_version(self._version(after, changes))
+            # Should this fail, what was decided on the draft has not come to be.
+            draft, self._draft = self._draft, None
             if await self._log.append(after.version, payload):
                 self._advance(after, payload)
+                self._draft = draft
                 for proposal in batch:
                     proposal.settle(after.version)
                 return
@@ -193,19 +210,23 @@ class Controller:
 
     def _decide(self, batch: list[_Proposal[object]]) -> tuple[list[Change], ClusterState]:
         """All changes of the batch, each proposal decided on what those before it leave, and the state after them."""
-        before = after = self.state
+        before = seen = self.state
+        if self._draft is None:
+            self._draft = Draft(before)
         changes: list[Change] = []
         for proposal in batch:
             try:
-                decided, proposal.result = proposal.decide(after)
-            except Exception as error:  # a defect in one proposal must not fail those beside it
+                decided, proposal.result = proposal.decide(seen, self._draft)
+            except Exception as error:
+                # A defect in one must not fail those beside it, and the draft may have half of it.
                 log.exception("a change of the cluster could not be decided")
                 proposal.fail(error)
-                continue
-            if decided:
-                changes += decided
-                after = apply(before, Version(before.version + 1, self._writer_id, 0, changes))
-        return changes, after
+                self._draft = None
+                return self._decide([other for other in batch if other is not proposal])
+            changes += decided
+            if any(isinstance(change, Assign) for change in decided):
+                seen = apply(before, Version(before.version + 1, self._writer_id, 0, changes))
+        return changes, apply(before, Version(before.version + 1, self._writer_id, 0, changes))
 
     def _version(self, after: ClusterState, changes: list[Change]) -> Version:
         snapshot = after if after.version % SNAPSHOT_INTERVAL_VERSIONS == 0 else None

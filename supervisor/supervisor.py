@@ -181,7 +181,7 @@ class Supervisor:
         children = [await self._spawner.start() for _ in range(settings.workers)]
 
         keys = Keys(settings.cluster_namespace)
-        store = self._store = LocalStore(self._root, self._clock)
+        store = self._store = LocalStore(self._root)
         writer_id = secrets.token_hex(16)
         ender = LogEnder(store, keys, self._clock, self._random, writer_id)
         cluster_log = ClusterLog(store, keys, self._clock, self._random)

@@ -85,16 +85,25 @@ class CommandResult(msgspec.Struct, frozen=True):
     topic: Topic | None = None
 
 
-class _Draft:
-    """A state on its way from one version to the next, with the indexes that make many commands cheap."""
+class Draft:
+    """The catalogue on its way from one version to the next, with the indexes that make many commands cheap.
+
+    Building one takes time with the number of topics, a command on it does not: a controller keeps its draft while all
+    that was decided on it came to be written, and makes a new one where not.
+    """
 
     def __init__(self, state: ClusterState) -> None:
         self.topics = dict(state.topics)
-        self.changes: list[Change] = []
+        self._changes: list[Change] = []
         self.names_by_id = {topic.topic_id: topic.name for topic in state.topics.values()}
         self.partitions = sum(topic.partitions for topic in state.topics.values())
         self.text_bytes = sum(_text_bytes(topic) for topic in state.topics.values())
         self._folded = {_folded(name): name for name in state.topics}
+
+    def take_changes(self) -> list[Change]:
+        """What was changed since the last call."""
+        changes, self._changes = self._changes, []
+        return changes
 
     def colliding_name(self, name: str) -> str | None:
         """A topic that differs from `name` only in '.' and '_': metric names could not tell them apart (KAFKA-2337)."""
@@ -121,7 +130,7 @@ class _Draft:
     def put(self, change: Change, before: Topic | None, after: Topic | None) -> None:
         """Apply `change`, which makes `before` into `after` (None: there is no such topic)."""
         apply_change(change, self.topics, [])
-        self.changes.append(change)
+        self._changes.append(change)
         if before is not None:
             del self.names_by_id[before.topic_id]
             del self._folded[_folded(before.name)]
@@ -138,22 +147,22 @@ def decide(
     state: ClusterState, command: Command, new_topic_id: NewTopicId, now_ms: int, default_partitions: int = 1
 ) -> tuple[list[Change], CommandResult]:
     """What `command` changes in `state`, and its result."""
-    changes, results = decide_all(state, [command], new_topic_id, now_ms, default_partitions)
+    changes, results = decide_all(Draft(state), [command], new_topic_id, now_ms, default_partitions)
     return changes, results[0]
 
 
 def decide_all(
-    state: ClusterState,
+    draft: Draft,
     commands: Sequence[Command],
     new_topic_id: NewTopicId,
     now_ms: int,
     default_partitions: int = 1,
 ) -> tuple[list[Change], list[CommandResult]]:
     """What the commands of one request change, each decided on what those before it leave, and a result for each.
+    `draft` has the changes in it afterwards.
 
     `new_topic_id` gives 16 random bytes; one that is taken is asked for again.
     """
-    draft = _Draft(state)
     results = []
     for position, command in enumerate(commands):
         try:
@@ -162,11 +171,11 @@ def decide_all(
             results.append(CommandResult(topic=_decide_one(draft, command, new_topic_id, now_ms, default_partitions)))
         except Invalid as error:
             results.append(CommandResult(error_code=error.code, message=str(error)))
-    return draft.changes, results
+    return draft.take_changes(), results
 
 
 def _decide_one(
-    draft: _Draft, command: Command, new_topic_id: NewTopicId, now_ms: int, default_partitions: int
+    draft: Draft, command: Command, new_topic_id: NewTopicId, now_ms: int, default_partitions: int
 ) -> Topic:
     match command:
         case CreateTopic():
@@ -180,7 +189,7 @@ def _decide_one(
 
 
 def _create_topic(
-    draft: _Draft, command: CreateTopic, new_topic_id: NewTopicId, now_ms: int, default_partitions: int
+    draft: Draft, command: CreateTopic, new_topic_id: NewTopicId, now_ms: int, default_partitions: int
 ) -> Topic:
     name = command.name
     complaint = topic_name_error(name)
@@ -237,7 +246,7 @@ def _check_replicas(partition: int, brokers: Sequence[int]) -> None:
         )
 
 
-def _free_topic_id(draft: _Draft, new_topic_id: NewTopicId) -> bytes:
+def _free_topic_id(draft: Draft, new_topic_id: NewTopicId) -> bytes:
     while True:
         topic_id = new_topic_id()
         assert len(topic_id) == 16
@@ -245,7 +254,7 @@ def _free_topic_id(draft: _Draft, new_topic_id: NewTopicId) -> bytes:
             return topic_id
 
 
-def _delete_topic(draft: _Draft, command: DeleteTopic) -> Topic:
+def _delete_topic(draft: Draft, command: DeleteTopic) -> Topic:
     name = command.name
     if command.topic_id is not None:
         if name is not None:
@@ -261,7 +270,7 @@ def _delete_topic(draft: _Draft, command: DeleteTopic) -> Topic:
     return topic
 
 
-def _create_partitions(draft: _Draft, command: CreatePartitions) -> Topic:
+def _create_partitions(draft: Draft, command: CreatePartitions) -> Topic:
     topic = _existing(draft, command.name)
     # The partition of a group is its hash modulo their number: with another number groups would lose their state.
     _refuse_internal(topic, "given more partitions")
@@ -286,7 +295,7 @@ def _create_partitions(draft: _Draft, command: CreatePartitions) -> Topic:
     return after
 
 
-def _alter_configs(draft: _Draft, command: AlterConfigs) -> Topic:
+def _alter_configs(draft: Draft, command: AlterConfigs) -> Topic:
     topic = _existing(draft, command.topic)
     _refuse_internal(topic, "changed in its settings")
     if command.replace_with is not None:
@@ -300,7 +309,7 @@ def _alter_configs(draft: _Draft, command: AlterConfigs) -> Topic:
     return after
 
 
-def _existing(draft: _Draft, name: str) -> Topic:
+def _existing(draft: Draft, name: str) -> Topic:
     topic = draft.topics.get(name)
     if topic is None:
         raise Invalid(ErrorCode.UNKNOWN_TOPIC_OR_PARTITION, "This server does not host this topic-partition.")

@@ -44,7 +44,7 @@ def new_ids(seed: int = 0):
 
 def run(before: ClusterState, *commands: c.Command) -> tuple[ClusterState, list[c.CommandResult]]:
     """The state after the commands, through the bytes of the cluster log, and the results."""
-    changes, results = c.decide_all(before, commands, new_ids(), NOW, default_partitions=3)
+    changes, results = c.decide_all(c.Draft(before), commands, new_ids(), NOW, default_partitions=3)
     version = decode_version(encode_version(Version(before.version + 1, "w", NOW, changes)))
     return (apply(before, version) if changes else before), results
 

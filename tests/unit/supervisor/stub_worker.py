@@ -59,8 +59,8 @@ class StubWorker:
                     await self.obey(message)
         except ConnectionError:
             pass  # The supervisor is gone.
-        while self.mode == "lingers" and self.stays.exists():
-            await asyncio.sleep(0.01)  # noqa: ASYNC110 - what is waited for is a file
+        while self.mode == "lingers" and self.stays.exists():  # noqa: ASYNC110 - what is waited for is a file
+            await asyncio.sleep(0.01)
 
     async def obey(self, message: object) -> None:
         match message:
@@ -92,7 +92,7 @@ class StubWorker:
         self.configure = configure
         self.log_id = configure.log_id
         self.state = decode_state(configure.cluster_state)
-        self.store = LocalStore(Path(configure.settings.data_dir), SystemClock(), threads=1)
+        self.store = LocalStore(Path(configure.settings.data_dir), threads=1)
         self.keys = Keys(configure.settings.cluster_namespace)
         self.stays = Path(configure.settings.data_dir).with_name("stays")
         if self.mode == "dies":

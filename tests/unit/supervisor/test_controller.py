@@ -13,12 +13,13 @@ from kafscale.clock import SystemClock
 from kafscale.config import Settings
 from kafscale.coordination.assignment import EndedLog, Incarnation
 from kafscale.coordination.cluster import OFFSETS_TOPIC, ClusterState, Version, apply, decode_version, encode_version
-from kafscale.coordination.commands import CreateTopic, DeleteTopic
+from kafscale.coordination.commands import CreateTopic, DeleteTopic, Draft
 from kafscale.errors import Corrupt, Retry, StartError, StoreUnavailable
 from kafscale.storage.cluster_log import ClusterLog
 from kafscale.storage.keys import Keys
 from kafscale.storage.memory import MemoryStore
 from kafscale.storage.store import Purpose
+from supervisor import controller as controller_module
 from supervisor.controller import SNAPSHOT_INTERVAL_VERSIONS, Controller, new_topic_id
 
 SETTINGS = Settings(slots=8, auto_create_partitions=2)
@@ -278,3 +279,55 @@ def test_what_waits_at_the_end_is_told_to_retry() -> None:
 def test_ids_suit_kafkas_command_line_tools() -> None:
     """None begins with '-' when written as base64."""
     assert all(new_topic_id()[0] >> 2 != 62 for _ in range(2000))
+
+
+def test_a_big_catalogue_is_indexed_once(monkeypatch) -> None:
+    """A command's cost must not grow with the number of topics; only a lost race or a failure makes the index anew."""
+    built: list[ClusterState] = []
+
+    class CountedDraft(Draft):
+        def __init__(self, state: ClusterState) -> None:
+            built.append(state)
+            super().__init__(state)
+
+    monkeypatch.setattr(controller_module, "Draft", CountedDraft)
+    store = Store()
+
+    async def scenario() -> None:
+        async with Broker(store) as controller:
+            for n in range(20):
+                await controller.submit([CreateTopic(name=f"t{n}")])
+            assert len(built) == 1
+            store.down = True
+            with pytest.raises(StoreUnavailable):
+                await controller.submit([CreateTopic(name="unwritten")])
+            store.down = False
+            (result,) = (await controller.submit([CreateTopic(name="unwritten")]))[1]
+            assert result.error_code == 0 and len(built) == 2
+
+    run(scenario)
+
+
+def test_a_defect_in_one_change_does_not_fail_those_beside_it(monkeypatch) -> None:
+    """Nor does half of it come to be written."""
+
+    def decide_all(draft, commands, *others):
+        changes, results = real(draft, commands, *others)
+        if commands[0].name == "bad":
+            raise RuntimeError("a defect")
+        return changes, results
+
+    real = controller_module.decide_all
+    monkeypatch.setattr(controller_module, "decide_all", decide_all)
+
+    async def scenario() -> None:
+        async with Broker(Store()) as controller:
+            names = ["a", "bad", "b"]
+            outcomes = await asyncio.gather(
+                *(controller.submit([CreateTopic(name=name)]) for name in names), return_exceptions=True
+            )
+            assert isinstance(outcomes[1], RuntimeError)
+            assert [outcomes[n][1][0].error_code for n in (0, 2)] == [0, 0]
+            assert set(controller.state.topics) == {OFFSETS_TOPIC, "a", "b"}
+
+    run(scenario)
