@@ -96,7 +96,7 @@ class Process(asyncio.Protocol):
         logs.configure(settings, "worker", worker=configure.worker_index)
         metrics = MetricsBlock.attach(configure.metrics_fd)
         metrics.begin_incarnation()
-        store = LocalStore(Path(settings.data_dir), self._clock, STORE_THREADS)
+        store = LocalStore(Path(settings.data_dir), STORE_THREADS)
         self._configure = configure
         # Ids must differ between incarnations: seeded by the operating system.
         source = random.Random(int.from_bytes(os.urandom(16), "big"))

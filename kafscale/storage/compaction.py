@@ -42,7 +42,7 @@ from kafscale.storage.keys import Keys, index_of
 from kafscale.storage.log_objects import HEADER_BYTES, encode_footer
 from kafscale.storage.packs import PACK_ROW, encode_pack_header
 from kafscale.storage.partition import PartitionLog
-from kafscale.storage.rewriting import Chunk, DamagedExtent, Pace, Place, Source, cut_into_chunks
+from kafscale.storage.rewriting import STEP_WORK, Chunk, DamagedExtent, Pace, Place, Source, cut_into_chunks
 from kafscale.storage.segment import SEGMENT_HEADER_BYTES, encode_index, frame_segment
 from kafscale.storage.store import Buffer, ObjectStore, Purpose
 from kafscale.storage.tail_cache import TailCache
@@ -161,7 +161,10 @@ class Compactor:
         async with self._running:
             result = CompactionResult()
             for members in rounds_of(await self._next_job(list(partitions))):
-                await self._rewrite(members, result)
+                if members is None:
+                    await self._pace.spend(STEP_WORK)
+                else:
+                    await self._rewrite(members, result)
             return result
 
     async def _next_job(self, partitions: list[PartitionLog]) -> list[Run]:
@@ -196,14 +199,19 @@ class Compactor:
         runs: list[Run] = []
         for partition in partitions:
             extents = partition.extents[0 if whole else data_from(partition, self._keys.log_prefix) :]
-            runs += runs_in(extents, partition, chosen, self._damaged)
-            await self._pace.spend(1 + len(extents) // _EXTENTS_PER_WORK)
+            for run in runs_in(extents, partition, chosen, self._damaged):
+                if run is not None:
+                    runs.append(run)
+                await self._pace.spend(STEP_WORK if run is None else 1)
         return runs
 
     async def _rewrite(self, runs: list[Run], result: CompactionResult) -> None:
         """Rewrite the runs, at most ROUND_BYTES of them, and put them in place."""
-        source = Source([extent for run in runs for extent in run.extents])
-        await source.read(self._store)
+        source = Source()
+        for run in runs:
+            source.add(run.extents)
+            await self._pace.spend(len(run.extents) // _EXTENTS_PER_WORK)
+        await source.read(self._store, self._pace)
         result.bytes_read += source.bytes_read
         large: list[tuple[Run, list[Chunk]]] = []
         small: list[tuple[Run, list[Chunk]]] = []

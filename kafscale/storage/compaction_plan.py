@@ -31,6 +31,8 @@ ROUND_BYTES = 64 << 20
 SEGMENT_MIN_BYTES = 1 << 20
 # So many extents are looked at in one step: about a millisecond.
 STEP_EXTENTS = 2000
+# A run has at most so many extents: they are replaced in one step.
+RUN_EXTENTS = 8000
 PACK_CLASS_BYTES = (64 << 10, 512 << 10, 4 << 20, 32 << 20)
 FULL_PACK_EXTENT_BYTES = (4 << 10, 32 << 10, 256 << 10)
 
@@ -195,21 +197,24 @@ def data_from(partition: PartitionLog, log_prefix: str) -> int:
 
 def runs_in(
     extents: Sequence[Extent], partition: PartitionLog, chosen: Collection[str], damaged: Collection[Place]
-) -> list[Run]:
-    """The runs of a partition's `extents` that lie in the chosen objects."""
-    runs: list[Run] = []
+) -> Iterator[Run | None]:
+    """The runs of a partition's `extents` that lie in the chosen objects; None after each step's worth of others."""
     members: list[Extent] = []
     size = 0
-    for extent in extents:
+    for number, extent in enumerate(extents):
+        if number % STEP_EXTENTS == STEP_EXTENTS - 1:
+            yield None
         if extent.key in chosen and not (damaged and (extent.key, extent.position) in damaged):
+            if len(members) == RUN_EXTENTS:
+                yield Run(partition, members, size)
+                members, size = [], 0
             members.append(extent)
             size += extent.length
         elif members:
-            runs.append(Run(partition, members, size))
+            yield Run(partition, members, size)
             members, size = [], 0
     if members:
-        runs.append(Run(partition, members, size))
-    return runs
+        yield Run(partition, members, size)
 
 
 def pieces_in(run: Run) -> int:
@@ -217,22 +222,27 @@ def pieces_in(run: Run) -> int:
     return 1 + sum(before.key != after.key for before, after in pairwise(run.extents))
 
 
-def rounds_of(runs: Iterable[Run]) -> list[list[Run]]:
-    """The runs in the order of partitions, in groups of about ROUND_BYTES; longer runs are cut between extents."""
-    rounds: list[list[Run]] = [[]]
+def rounds_of(runs: Iterable[Run]) -> Iterator[list[Run] | None]:
+    """The runs in the order of partitions, in groups of about ROUND_BYTES; longer runs are cut between extents. None
+    after each step's worth of work without a group."""
+    group: list[Run] = []
     room = ROUND_BYTES
+    looked_at = 0
     for run in sorted(runs, key=lambda run: (run.partition.topic_id, run.partition.index, run.extents[0].base_offset)):
         members: list[Extent] = []
         size = 0
         for extent in run.extents:
-            if size + extent.length > room and (members or rounds[-1]):
+            if size + extent.length > room and (members or group):
                 if members:
-                    rounds[-1].append(Run(run.partition, members, size))
-                rounds.append([])
-                members, size, room = [], 0, ROUND_BYTES
+                    group.append(Run(run.partition, members, size))
+                yield group
+                group, members, size, room = [], [], 0, ROUND_BYTES
             members.append(extent)
             size += extent.length
-        if members:
-            rounds[-1].append(Run(run.partition, members, size))
-            room -= size
-    return [group for group in rounds if group]
+            looked_at += 1
+            if looked_at % STEP_EXTENTS == 0:
+                yield None
+        group.append(Run(run.partition, members, size))
+        room -= size
+    if group:
+        yield group

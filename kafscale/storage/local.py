@@ -1,9 +1,10 @@
 """An object store in a local directory: one file per object.
 
 It owns `{root}/objects`, where a key is a path, and `{root}/tmp`, which only file systems without O_TMPFILE need. A put
-writes a file that has no name yet, fsyncs it, links it to its key (one winner, or EEXIST) and fsyncs the folder. A
-failed fsync ends the store for good: the kernel forgets what it could not write, so reading back would prove nothing.
-All calls that block run in threads of its own, one hop per call. It must not know what the bytes mean.
+writes a file that has no name yet, makes its bytes durable before its name can be (by an fsync, or by what
+`file_writer.journals_in_order` says), links it to its key (one winner, or EEXIST) and fsyncs the folder. A failed fsync
+ends the store for good: the kernel forgets what it could not write, so reading back would prove nothing. All calls that
+block run in threads of its own, one hop per call. It must not know what the bytes mean.
 
 Several processes may use one root: names are made by link(2) alone, and nothing is remembered of what a folder holds.
 """
@@ -15,14 +16,13 @@ import os
 import secrets
 import stat
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import TypeVar
 
-from kafscale.clock import Clock
 from kafscale.errors import ObjectExists, ObjectMissing, StoreFailed, StoreUnavailable
-from kafscale.storage.file_writer import FileWriter
+from kafscale.storage.file_writer import FileWriter, journals_in_order
 from kafscale.storage.folders import Folder, Folders, SyncFailed
 from kafscale.storage.keys import check_key
 from kafscale.storage.store import Buffer, ObjectInfo, Purpose
@@ -43,19 +43,19 @@ _Result = TypeVar("_Result")
 class LocalStore:
     """Objects as files below `root`; see `ObjectStore` for what each method promises.
 
-    An object's time of creation is its file's mtime, set from `clock`. A put that is cancelled may still be applied,
-    and reads its buffers until then.
+    An object's time of creation is its file's mtime. A put that is cancelled may still be applied, and reads its
+    buffers until then.
     """
 
-    def __init__(self, root: Path, clock: Clock, threads: int = 4) -> None:
+    def __init__(self, root: Path, threads: int = 4) -> None:
         """Make the folders. Raises OSError where that can't be done."""
-        self._clock = clock
         self._objects = str(root / OBJECTS)
         self._temporary = str(root / TEMPORARY)
         for folder in (self._objects, self._temporary):
             os.makedirs(folder, exist_ok=True)
         self._folders = Folders(self._objects)
         self._writer = FileWriter()
+        self._journals_in_order = journals_in_order(os.path.realpath(root))
         self._threads = Threads("local-store", threads)
         self._unnamed_files = True
         self._name_prefix = f"{os.getpid()}-{secrets.token_hex(8)}-"
@@ -126,14 +126,13 @@ class LocalStore:
 
     def _put(self, key: str, parts: Sequence[Buffer]) -> None:
         folder_path, _, name = key.rpartition("/")
-        created_ms = self._clock.wall_ms()
         for _ in range(_ATTEMPTS):
             with self._folders.use(folder_path, create=True) as folder:
                 try:
                     with self._new_file(folder) as (descriptor, path):
-                        self._writer.write(descriptor, parts)
-                        os.utime(descriptor, ns=(created_ms * 1_000_000, created_ms * 1_000_000))
-                        _sync_file(descriptor, key)
+                        is_on_device = self._writer.write(descriptor, parts)
+                        if not (is_on_device and self._journals_in_order):
+                            _sync_file(descriptor, key)
                         # With a folder's descriptor os.link calls linkat(2) with AT_SYMLINK_FOLLOW, which open(2) gives
                         # as the way to name a file opened with O_TMPFILE.
                         os.link(path, name, dst_dir_fd=folder.descriptor, follow_symlinks=True)
@@ -159,7 +158,7 @@ class LocalStore:
         """A new, empty file and a path to link it by; gone at the end of the context unless it was linked."""
         if self._unnamed_files:
             try:
-                descriptor = os.open(".", os.O_TMPFILE | os.O_WRONLY, 0o644, dir_fd=folder.descriptor)
+                descriptor = self._open_new(".", os.O_TMPFILE, folder.descriptor)
             except OSError as error:
                 if error.errno not in _NO_UNNAMED_FILES or folder.is_gone():
                     raise
@@ -171,12 +170,27 @@ class LocalStore:
                     os.close(descriptor)
                 return
         path = f"{self._temporary}/{self._name_prefix}{next(self._name_numbers)}"
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        descriptor = self._open_new(path, os.O_CREAT | os.O_EXCL, None)
         try:
             yield descriptor, path
         finally:
             os.close(descriptor)
             os.unlink(path)
+
+    def _open_new(self, path: str, how: int, folder_descriptor: int | None) -> int:
+        flags = self._writer.open_flags
+        if flags:
+            try:
+                return os.open(path, how | os.O_WRONLY | flags, 0o644, dir_fd=folder_descriptor)
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise
+                self._writer.refuse_direct()
+                if how & os.O_CREAT:
+                    # Some file systems make the file before they refuse the flag.
+                    with suppress(FileNotFoundError):
+                        os.unlink(path)
+        return os.open(path, how | os.O_WRONLY, 0o644, dir_fd=folder_descriptor)
 
     def _delete(self, keys: Sequence[str]) -> None:
         """Not fsynced: what a power failure brings back is an object that nothing names, and is deleted again."""

@@ -106,32 +106,38 @@ class Pace:
 
 
 class Source:
-    """The bytes of some extents: those that were in memory when it was made, and what `read` fetched of the others.
+    """The bytes of some extents: those that were in memory when they were added, and what `read` fetched of the others.
 
-    Holds the memory of all of them for as long as it lives; callers bound it by the extents they pass.
+    Holds the memory of all of them for as long as it lives; callers bound it by the extents they add.
     """
 
-    def __init__(self, extents: Sequence[Extent]) -> None:
+    def __init__(self) -> None:
         self._views: dict[Place, Sequence[Buffer]] = {}
-        self._cold: list[Extent] = []
+        self._cold: dict[str, list[Extent]] = {}
         self._fetched: dict[Place, memoryview] = {}
         self.bytes_read = 0
+
+    def add(self, extents: Sequence[Extent]) -> None:
         for extent in extents:
             if extent.views is not None:
                 self._views[extent.key, extent.position] = extent.views
             else:
-                self._cold.append(extent)
+                self._cold.setdefault(extent.key, []).append(extent)
 
-    async def read(self, store: ObjectStore) -> None:
+    async def read(self, store: ObjectStore, pace: Pace) -> None:
         """Fetch what is not in memory. An object that is not there is only noticed by `views`.
 
         Raises StoreUnavailable.
         """
-        ranges = _ranges(self._cold)
-        for start in range(0, len(ranges), READS_AT_ONCE):
-            await asyncio.gather(
-                *(self._read_range(store, members) for members in ranges[start : start + READS_AT_ONCE])
-            )
+        waiting: list[list[Extent]] = []
+        for extents in self._cold.values():
+            for members in _ranges(extents):
+                waiting.append(members)
+                if len(waiting) == READS_AT_ONCE:
+                    await asyncio.gather(*(self._read_range(store, members) for members in waiting))
+                    waiting = []
+            await pace.spend(1 + len(extents) // 4)
+        await asyncio.gather(*(self._read_range(store, members) for members in waiting))
 
     async def _read_range(self, store: ObjectStore, members: list[Extent]) -> None:
         first, last = members[0], members[-1]
@@ -161,13 +167,12 @@ class Source:
 
 
 def _ranges(extents: Sequence[Extent]) -> list[list[Extent]]:
-    """Neighbours in one object, to be read with one GET each."""
+    """The neighbours among extents of one object, to be read with one GET each."""
     ranges: list[list[Extent]] = []
     end = 0
-    for extent in sorted(extents, key=lambda extent: (extent.key, extent.position)):
+    for extent in sorted(extents, key=lambda extent: extent.position):
         if (
             ranges
-            and ranges[-1][0].key == extent.key
             and extent.position - end <= RANGE_GAP_BYTES
             and extent.position + extent.length - ranges[-1][0].position <= RANGE_BYTES
         ):

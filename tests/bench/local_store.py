@@ -59,7 +59,7 @@ async def main(root: Path) -> None:
     aligned = memoryview(memory)
     aligned[:] = os.urandom(len(aligned))
     for label, (size, puts) in SIZES.items():
-        store = LocalStore(root, SystemClock())
+        store = LocalStore(root)
         copied = bytes(aligned[:size])
         await store.put_if_absent("bench/warm", [copied], Purpose.FLUSH)
         await store.delete(["bench/warm"], Purpose.SWEEP)

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from kafscale.clock import SystemClock
 from kafscale.errors import ObjectExists, ObjectMissing, StoreFailed, StoreUnavailable
 from kafscale.storage import folders as folders_module
-from kafscale.storage.file_writer import DIRECT_FROM_BYTES, SCRATCH_BYTES
+from kafscale.storage import file_writer
+from kafscale.storage.file_writer import SCRATCH_BYTES
 from kafscale.storage.local import LocalStore
 from kafscale.storage.store import Purpose
 
@@ -25,7 +25,7 @@ FLUSH, READ = Purpose.FLUSH, Purpose.COLD_READ
 
 def run(root: Path, scenario: Callable[[LocalStore], Awaitable[None]]) -> None:
     async def with_store() -> None:
-        store = LocalStore(root, SystemClock())
+        store = LocalStore(root)
         try:
             await scenario(store)
         finally:
@@ -47,7 +47,7 @@ def refuse(monkeypatch: pytest.MonkeyPatch, name: str, number: int) -> None:
 
 @pytest.mark.parametrize("unnamed", [True, False])
 @pytest.mark.parametrize("direct", [True, False])
-@pytest.mark.parametrize("size", [0, 1, 4096, DIRECT_FROM_BYTES, SCRATCH_BYTES, 2 * SCRATCH_BYTES + 4097, 3_000_001])
+@pytest.mark.parametrize("size", [0, 1, 4096, SCRATCH_BYTES, 2 * SCRATCH_BYTES + 4097, 3_000_001])
 def test_every_way_of_writing_gives_the_same_bytes(tmp_path: Path, unnamed: bool, direct: bool, size: int) -> None:
     """Goal: with and without O_DIRECT and O_TMPFILE, aligned and not, in one part or several, the bytes arrive."""
     aligned = memoryview(mmap.mmap(-1, max(1, size)))
@@ -70,10 +70,13 @@ def test_every_way_of_writing_gives_the_same_bytes(tmp_path: Path, unnamed: bool
     assert files_of(tmp_path) == ["objects/aligned", "objects/copied", "objects/shifted", "objects/then"]
 
 
+@pytest.mark.parametrize("in_order", [True, False])
+@pytest.mark.parametrize("direct", [True, False])
 def test_a_name_is_made_after_its_bytes_are_durable_and_returned_after_its_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, direct: bool, in_order: bool
 ) -> None:
-    """Goal: fdatasync of the file, link, fsync of the folder, in this order; new parents are fsynced before."""
+    """Goal: bytes made durable, link, fsync of the folder, in this order; new parents are fsynced before. On a file
+    system that journals in order a file written past the page cache needs no fdatasync of its own."""
     steps: list[str] = []
 
     def recording(name: str, describe: Callable[..., str]) -> None:
@@ -94,25 +97,29 @@ def test_a_name_is_made_after_its_bytes_are_durable_and_returned_after_its_folde
     recording("mkdir", lambda path, mode=0: f"mkdir {path}")
 
     async def scenario(store: LocalStore) -> None:
+        store._writer._direct = direct
+        store._journals_in_order = in_order
+        synced = [] if direct and in_order else ["fdatasync"]
         steps.clear()
         await store.put_if_absent("ns/log/1", [b"x"], FLUSH)
+        assert store._writer._direct == direct, "the file system of the temporary folder does no O_DIRECT"
         assert steps == [
             "mkdir ns",
             "fsync objects",
             "mkdir log",
             "fsync objects/ns",
             "fsync objects/ns/log",
-            "fdatasync",
+            *synced,
             "link 1",
             "fsync objects/ns/log",
         ]
         steps.clear()
         await store.put_if_absent("ns/log/2", [b"x"], FLUSH)
-        assert steps == ["fdatasync", "link 2", "fsync objects/ns/log"]
+        assert steps == [*synced, "link 2", "fsync objects/ns/log"]
         steps.clear()
         with pytest.raises(ObjectExists):
             await store.put_if_absent("ns/log/2", [b"y"], FLUSH)
-        assert steps == ["fdatasync", "link 2", "fsync objects/ns/log"]
+        assert steps == [*synced, "link 2", "fsync objects/ns/log"]
 
     run(tmp_path, scenario)
 
@@ -122,6 +129,7 @@ def test_a_failed_fsync_ends_the_store_for_good(tmp_path: Path, monkeypatch: pyt
     """Goal: after a failed fsync of a file or folder every call raises StoreFailed, even when the disk works again."""
 
     async def scenario(store: LocalStore) -> None:
+        store._journals_in_order = False
         await store.put_if_absent("ns/1", [b"x"], FLUSH)
         with monkeypatch.context() as broken:
             refuse(broken, call, errno.EIO)
@@ -142,7 +150,7 @@ def test_a_failed_fsync_ends_the_store_for_good(tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
-@pytest.mark.parametrize("call", ["writev", "fdatasync", "link"])
+@pytest.mark.parametrize("call", ["write", "writev", "fdatasync", "link"])
 @pytest.mark.parametrize("unnamed", [True, False])
 def test_a_full_disk_applies_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, call: str, unnamed: bool
@@ -151,6 +159,8 @@ def test_a_full_disk_applies_nothing(
 
     async def scenario(store: LocalStore) -> None:
         store._unnamed_files = unnamed
+        store._writer._direct = call != "writev"
+        store._journals_in_order = False
         with monkeypatch.context() as full:
             refuse(full, call, number)
             with pytest.raises(StoreUnavailable):
@@ -174,7 +184,7 @@ from kafscale.storage.local import LocalStore
 from kafscale.storage.store import Purpose
 
 async def main():
-    store = LocalStore(Path(sys.argv[1]), SystemClock())
+    store = LocalStore(Path(sys.argv[1]))
     await store.put_if_absent("ns/1", [b"x"], Purpose.FLUSH)
     resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
     held = []
@@ -214,7 +224,7 @@ from kafscale.storage.local import LocalStore
 from kafscale.storage.store import Purpose
 
 async def main():
-    store = LocalStore(Path(sys.argv[1]), SystemClock())
+    store = LocalStore(Path(sys.argv[1]))
     sys.stdin.readline()
     for number in range(60):
         try:
@@ -255,7 +265,7 @@ def test_a_folder_emptied_and_removed_by_another_process_is_made_again(tmp_path:
     """Goal: a store that holds a folder open which another store's delete removed still puts and reads there."""
 
     async def scenario(store: LocalStore) -> None:
-        other = LocalStore(tmp_path, SystemClock())
+        other = LocalStore(tmp_path)
         for number in range(12):
             for unnamed in (True, False):
                 store._unnamed_files = unnamed
@@ -340,3 +350,27 @@ def test_links_are_not_followed(tmp_path: Path) -> None:
             await store.get("leak", READ)
 
     run(tmp_path, scenario)
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("1 0 8:1 / / rw,relatime - ext4 /dev/vda rw,discard", True),
+        ("1 0 8:1 / / rw,relatime - xfs /dev/vda rw", True),
+        ("1 0 8:1 / / rw,relatime - ext4 /dev/vda rw,nobarrier", False),
+        ("1 0 8:1 / / rw,relatime - ext4 /dev/vda rw,data=writeback", False),
+        ("1 0 8:1 / / rw,relatime - btrfs /dev/vda rw", False),
+        ("1 0 8:1 / / rw - ext4 /dev/vda rw\n2 1 0:9 / /data rw - tmpfs tmpfs rw", False),
+        ("1 0 8:1 / / rw - tmpfs tmpfs rw\n2 1 8:2 / /data rw - ext4 /dev/vdb rw", True),
+        ("1 0 8:1 / / rw - ext4 /dev/vda rw\n2 1 0:9 / /dat rw - tmpfs tmpfs rw", True),
+        ("nonsense", False),
+    ],
+)
+def test_only_file_systems_that_journal_in_order_are_trusted_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, expected: bool
+) -> None:
+    """Goal: the longest mount point that holds the folder decides, by its type and options."""
+    mounts = tmp_path / "mountinfo"
+    mounts.write_text(line + "\n")
+    monkeypatch.setattr(file_writer, "MOUNTS", str(mounts))
+    assert file_writer.journals_in_order("/data/kafscale") is expected

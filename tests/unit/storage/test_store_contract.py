@@ -35,7 +35,7 @@ def run(kind: str, scenario: Callable[[ObjectStore], Awaitable[None]]) -> None:
         asyncio.run(with_store(MemoryStore(SystemClock())))
     else:
         with tempfile.TemporaryDirectory() as root:
-            asyncio.run(with_store(LocalStore(Path(root), SystemClock())))
+            asyncio.run(with_store(LocalStore(Path(root))))
 
 
 # A part is never a prefix of a path: no key is both an object and a folder of others ("k" ends names, never folders).
