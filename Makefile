@@ -1,0 +1,93 @@
+# Two commands are enough on a machine with Python 3.11+, git and make: `make run` serves, `make test` checks.
+# Everything is installed into .venv and nowhere else; .ci/run calls the same targets as people do.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input
+SEEDS ?= 1000
+JOBS ?= 2
+# More arguments for the program that a target runs: make run ARGS="--workers 2", make test ARGS="-k groups".
+ARGS ?=
+
+# The first interpreter that is new enough; PYTHON=... overrides.
+PYTHON ?= $(firstword $(foreach name,python3 python3.11 python3.12 python3.13 python3.14,\
+	$(shell $(name) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(name))))
+
+# A venv that doesn't run, is of an old Python or serves another folder (the checkout was moved) is made anew.
+# -I keeps the current folder off the path, so that what is asked is what the venv has.
+VENV_IS_SOUND := $(shell $(BIN)/python -I -c 'import os, sys, kafscale; sys.exit(sys.version_info < (3, 11) or not \
+	os.path.samefile(os.path.dirname(os.path.dirname(kafscale.__file__)), "$(CURDIR)"))' 2>/dev/null && echo yes)
+ifneq ($(VENV_IS_SOUND),yes)
+.PHONY: $(VENV)/.created
+endif
+
+.PHONY: help
+help:  ## Say what there is to make
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+$(VENV)/.created:
+ifeq ($(VENV_IS_SOUND),yes)
+	@touch $@
+else
+	@if [ -z "$(PYTHON)" ]; then echo "Kafscale needs Python 3.11 or newer; none was found (make PYTHON=...)." >&2; exit 1; fi
+	@echo "Making $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv --clear $(VENV)
+	@touch $@
+endif
+
+# A stamp is touched last, so an install that was broken off is done again.
+$(VENV)/.runtime: pyproject.toml $(VENV)/.created
+	@echo "Installing Kafscale into $(VENV)"
+	@$(INSTALL) --editable .
+	@touch $@
+
+$(VENV)/.development: pyproject.toml $(VENV)/.created
+	@echo "Installing Kafscale and what tests and checks need into $(VENV)"
+	@$(INSTALL) --editable '.[test,lint]'
+	@touch $@ $(VENV)/.runtime
+
+.PHONY: venv
+venv: $(VENV)/.development  ## Make .venv with all that development needs
+
+.PHONY: run
+run: $(VENV)/.runtime  ## Serve on 127.0.0.1:9092, data in ./data
+	@exec $(BIN)/kafscale serve --data-dir ./data $(ARGS)
+
+.PHONY: lint
+lint: $(VENV)/.development  ## ruff, mypy --strict and the import rules
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+.PHONY: test
+test: lint  ## The checks and tests that CI runs
+	@scratch=$$(mktemp -d "$${TMPDIR:-/tmp}/kafscale.XXXXXX"); trap 'rm -rf "$$scratch"' EXIT; \
+	TMPDIR="$$scratch" $(BIN)/python -m pytest -rs --durations=10 $(ARGS)
+
+.PHONY: sim
+sim: $(VENV)/.development  ## Simulate SEEDS=1000 clusters under faults
+	$(BIN)/python -m tests.sim.run --seeds $(SEEDS) --jobs $(JOBS) $(ARGS)
+
+.PHONY: demo
+demo: $(VENV)/.development  ## 336,776 flights through three clients, with the rates
+	@$(BIN)/python -m loadtest.demo $(ARGS)
+
+.PHONY: bench
+bench: $(VENV)/.development  ## Measure; the result is docs/bench.md
+	$(BIN)/python -m loadtest.bench $(ARGS)
+
+.PHONY: docs
+docs: $(VENV)/.development  ## Write anew the pages that follow from the code
+	$(BIN)/python -m kafscale config --markdown > docs/settings.md
+	$(BIN)/python -m tests.docs_apis > docs/apis.md
+
+.PHONY: clean
+clean:  ## Remove .venv and all caches; the data stays
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
