@@ -49,7 +49,7 @@ def request(number: int, commands: int = 1) -> CommandRequest:
 
 
 async def settled(child: Child, count: int) -> list[CommandReply]:
-    while len(child.replies) < count:
+    while len(child.replies) < count:  # noqa: ASYNC110 - a few turns of the loop
         await asyncio.sleep(0)
     return child.replies
 
