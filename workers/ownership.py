@@ -185,6 +185,7 @@ class Ownership:
             self._clock,
             earlier,
             lambda topic_id, index: slot_of(topic_id, index, state.slot_count),
+            self._bugs,
         )
         owned = []
         by_slot = self._topics_by_slot()
