@@ -30,13 +30,15 @@ from kafscale.control import (
     encode_frame,
     worker_side_reader,
 )
-from kafscale.coordination.assignment import EndedLog
+from kafscale.coordination.assignment import EndedLog, named_logs
 from kafscale.coordination.cluster import encode_state
+from kafscale.errors import Fenced as FencedError
 from kafscale.errors import KafscaleError
 from kafscale.metrics import MetricsBlock
 from kafscale.storage.cluster_log import ClusterLog
 from kafscale.storage.keys import Keys
 from kafscale.storage.planted import PlantedBugs
+from kafscale.storage.sweep import LogsInUse, sweep
 from kafscale.storage.takeover import seal_log
 from supervisor.child import Child
 from supervisor.controller import Controller
@@ -46,7 +48,7 @@ from supervisor.restarts import Restarts
 from supervisor.sealing import LogEnder
 from tests.sim.client import BOOTSTRAP_PORT
 from tests.sim.network import Listener, Network, Way
-from tests.sim.store import Bucket
+from tests.sim.store import Bucket, StoreHandle
 from tests.sim.world import Process, SimClock, World
 from workers.worker import Worker
 
@@ -175,7 +177,15 @@ class WorkerProcess:
         self.process.spawn(self._start(self.worker), f"{self.process.name} start")
 
     async def _start(self, worker: Worker) -> None:
-        await worker.start()
+        try:
+            await worker.start()
+        except FencedError as error:
+            self._exit(str(error))
+            return
+        except Exception as error:  # noqa: BLE001 - a worker that gives up on its own is a defect
+            self._broker.world.complain(f"{self.process.name} could not start: {error!r}")
+            self._exit(repr(error))
+            return
         if worker.is_stopped:
             return
         assert self.configure is not None
@@ -275,9 +285,8 @@ class SimSupervisor:
         spawner = SimSpawner(broker, self.process, clock)
         children = [await spawner.start() for _ in range(settings.workers)]
         ender = _Ender(broker, store, keys, clock, chance, writer_id)
-        controller = self.controller = Controller(
-            ClusterLog(store, keys, clock, chance), clock, settings, writer_id, self._on_version
-        )
+        cluster_log = ClusterLog(store, keys, clock, chance)
+        controller = self.controller = Controller(cluster_log, clock, settings, writer_id, self._on_version)
         requests = CommandRequests(controller, lambda error: broker.world.complain(f"the store failed: {error}"))
         duties = Duties(
             clock=clock,
@@ -298,6 +307,8 @@ class SimSupervisor:
         )
         for post, child in zip(self.posts, children, strict=True):
             self.process.spawn(self._keep(post, child), f"post {post.index}")
+        if broker.sweep_seconds is not None:
+            self.process.spawn(self._sweep(store, keys, chance, cluster_log, controller), "sweep")
         while True:
             await clock.sleep(2.0)
             if (nodes := self._alive()) != self._nodes:
@@ -309,6 +320,38 @@ class SimSupervisor:
             await post.run(child)
         except Exception as error:  # noqa: BLE001 - whatever it is, it is a defect
             self._broker.world.complain(f"post {post.index} of {self.process.name} failed: {error!r}")
+
+    async def _sweep(
+        self,
+        store: StoreHandle,
+        keys: Keys,
+        chance: random.Random,
+        cluster_log: ClusterLog,
+        controller: Controller,
+    ) -> None:
+        """Sweep often, and without a grace period: what is deleted may never be missed."""
+        seconds = self._broker.sweep_seconds
+        assert seconds is not None
+
+        async def in_use() -> LogsInUse:
+            # The newest version is the one after which nothing can be read.
+            while await cluster_log.read(controller.state.version + 1) is not None:
+                await self._clock.sleep(0.05)
+            state = controller.state
+            return LogsInUse(
+                live={post.log_id for post in self.posts},
+                listed=named_logs(state),
+                owners={slot: (e[-1].epoch, e[-1].log_id) for slot, e in enumerate(state.slots) if e},
+            )
+
+        while True:
+            await self._clock.sleep(seconds)
+            try:
+                result = await sweep(store, keys, self._clock, chance, in_use, 0, None, self._broker.bugs)
+            except KafscaleError as error:
+                self._broker.world.trace(f"{self.process.name} breaks a sweep off: {error!r}")
+            else:
+                self._broker.world.trace(f"{self.process.name} swept: {result}")
 
     def _alive(self) -> list[NodeAddress]:
         now = self._clock.monotonic()
@@ -353,6 +396,7 @@ class SimBroker:
         settings: Settings,
         bugs: PlantedBugs,
         kill_hung: bool = True,
+        sweep_seconds: float | None = None,
     ) -> None:
         self.world = world
         self.network = network
@@ -360,6 +404,7 @@ class SimBroker:
         self.settings = settings
         self.bugs = bugs
         self.kill_hung = kill_hung
+        self.sweep_seconds = sweep_seconds
         self.workers: list[WorkerProcess] = []
         self.supervisors: list[SimSupervisor] = []
         self._pid = 1000

@@ -26,7 +26,10 @@ def main() -> int:
     parser.add_argument("--bug", help="plant this bug (see kafscale/storage/planted.py)")
     parser.add_argument("--jobs", type=int, default=1, help="processes to use")
     arguments = parser.parse_args()
-    logging.basicConfig(level=logging.DEBUG if arguments.log else logging.CRITICAL + 1, stream=sys.stdout)
+    if arguments.log:
+        logging.basicConfig(level=logging.DEBUG, stream=sys.stdout)
+    else:
+        logging.lastResort = None  # Nothing is printed, though the simulation listens.
     bugs = PlantedBugs(**({arguments.bug: True} if arguments.bug else {}))
     if arguments.seed is not None:
         result = run_seed(arguments.seed, bugs, keep_trace=arguments.trace)
@@ -56,8 +59,12 @@ def _results(seeds: range, bugs: PlantedBugs, jobs: int) -> Iterator[Result]:
     if jobs <= 1:
         yield from map(_run_one, work)
         return
-    with multiprocessing.get_context("spawn").Pool(jobs, logging.disable, (logging.CRITICAL,)) as pool:
+    with multiprocessing.get_context("spawn").Pool(jobs, _be_silent) as pool:
         yield from pool.imap(_run_one, work)
+
+
+def _be_silent() -> None:
+    logging.lastResort = None
 
 
 def _run_one(work: tuple[int, PlantedBugs]) -> Result:

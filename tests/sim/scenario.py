@@ -9,15 +9,18 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import gc
+import logging
 import random
 import traceback
 from collections import Counter
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import msgspec
 
 from kafscale.config import Settings
+from kafscale.errors import KafscaleError
 from kafscale.protocol.api import ApiKey
 from kafscale.protocol.error_codes import ErrorCode
 from kafscale.protocol.messages.create_topics import CreatableTopic, CreateTopicsRequest
@@ -68,8 +71,8 @@ class Result(msgspec.Struct):
 def run_seed(seed: int, bugs: PlantedBugs = NO_BUGS, keep_trace: bool = False) -> Result:
     """Run one seed and judge it."""
     loop = SimLoop(END_OF_TIME)
-    with predictable(random.Random(f"{seed}/predictable")):
-        world = World(loop, seed, keep_trace)
+    world = World(loop, seed, keep_trace)
+    with predictable(random.Random(f"{seed}/predictable")), _surprises_complained_about(world):
         scenario = Scenario(world, bugs)
         try:
             run(scenario.run(), loop)
@@ -96,6 +99,36 @@ def run_seed(seed: int, bugs: PlantedBugs = NO_BUGS, keep_trace: bool = False) -
     )
 
 
+class _Surprises(logging.Handler):
+    """Hears of exceptions that production code survives and logs: in a simulation they are defects."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__(logging.ERROR)
+        self._world = world
+
+    def emit(self, record: logging.LogRecord) -> None:
+        error = record.exc_info[1] if record.exc_info else None
+        if error is not None and not isinstance(error, KafscaleError):
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            self._world.complain(
+                f"{record.name} logs {record.getMessage()!r}: {error!r} in {where.name}"
+                f" ({where.filename.rpartition('/')[2]}:{where.lineno})"
+            )
+
+
+@contextmanager
+def _surprises_complained_about(world: World) -> Iterator[None]:
+    root = logging.getLogger()
+    handler, level = _Surprises(world), root.level
+    root.addHandler(handler)
+    root.setLevel(min(level, logging.ERROR))
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        root.setLevel(level)
+
+
 class Scenario:
     """A run."""
 
@@ -109,7 +142,13 @@ class Scenario:
         self._calm = (self._network.faults, self._bucket.faults)
         self._settings = _settings(chance)
         self._broker = SimBroker(
-            world, self._network, self._bucket, self._settings, bugs, kill_hung=chance.random() < 0.4
+            world,
+            self._network,
+            self._bucket,
+            self._settings,
+            bugs,
+            kill_hung=chance.random() < 0.4,
+            sweep_seconds=chance.choice((None, 0.5, 3.0)),
         )
         self._topics = {"orders": chance.randint(2, 4), "events": chance.randint(1, 3)}
         self._partitions = [(topic, index) for topic, count in self._topics.items() for index in range(count)]
@@ -223,6 +262,7 @@ class Scenario:
             "crash": (4, self._crash_worker),
             "pause": (3, self._pause_briefly),
             "hang": (3, self._hang),
+            "outlived hang": (2, self._hang_past_two),
             "outage": (2, self._outage),
             "cut off": (2, self._cut_off),
             "lost answers": (3, self._lose_answers),
@@ -264,6 +304,24 @@ class Scenario:
     def _hang(self) -> None:
         """Long enough to be replaced; if it is not killed then, it comes back as one that doesn't know it."""
         self._pause(self._settings.worker_hang_timeout_ms / 1000 + self._chance.uniform(0.2, 12))
+
+    def _hang_past_two(self) -> None:
+        """Long enough to be replaced, and its replacement too: what its log holds nobody needs any more then."""
+        worker = self._some_worker()
+        if worker is None or worker.configure is None:
+            return
+        hang = self._settings.worker_hang_timeout_ms / 1000
+        index = worker.configure.worker_index
+        worker.process.pause()
+        replaced = hang + self._chance.uniform(1.5, 4)
+        self._later(replaced, self._crash_replacement, index)
+        self._later(replaced + self._chance.uniform(2, 15), worker.process.resume)
+
+    def _crash_replacement(self, index: int) -> None:
+        for worker in self._broker.alive():
+            configure = worker.configure
+            if configure is not None and configure.worker_index == index and not worker.process.is_paused:
+                worker.process.crash()
 
     def _outage(self) -> None:
         self._bucket.fail_for(self._chance.uniform(0.2, 5))

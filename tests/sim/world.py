@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import random
+import traceback
 import weakref
 from collections import deque
 from collections.abc import Callable, Coroutine
@@ -201,5 +202,9 @@ class World:
             return False
         error = context.get("exception")
         name = process.name if process is not None else "the world"
-        self.complain(f"{name}: {context.get('message')}: {error!r}")
+        frames = traceback.extract_tb(error.__traceback__)[-8:] if error is not None else []
+        where = " < ".join(
+            f"{frame.name} ({frame.filename.rpartition('/')[2]}:{frame.lineno})" for frame in frames[::-1]
+        )
+        self.complain(f"{name}: {context.get('message')}: {error!r} in {where}")
         return True
