@@ -44,7 +44,7 @@ def handlers() -> list[AnyHandler]:
     served = _served()
     ranges = [(int(h.api), h.advertised_from, h.max_version) for h in served]
     api_versions = ApiVersionsHandler([*ranges, (int(ApiKey.API_VERSIONS), 0, 4)])
-    return [*served, Handler(ApiKey.API_VERSIONS, 0, 4, api_versions.handle, api_versions.failed)]
+    return [*served, Handler(ApiKey.API_VERSIONS, 0, 4, api_versions.handle, api_versions.failed, is_repeatable=True)]
 
 
 def _served() -> list[AnyHandler]:
@@ -55,7 +55,7 @@ def _served() -> list[AnyHandler]:
         RawHandler(key.PRODUCE, 3, 13, produce.handle, advertised_from=0),
         RawHandler(key.FETCH, 4, 18, fetch.handle, advertised_from=4),
         Handler(key.LIST_OFFSETS, 1, 11, list_offsets.handle, list_offsets.failed),
-        Handler(key.METADATA, 0, 13, metadata.handle, metadata.failed, is_repeatable=metadata.is_repeatable),
+        Handler(key.METADATA, 0, 13, metadata.handle, metadata.failed, is_repeatable=True),
         Handler(key.OFFSET_COMMIT, 2, 10, offset_commit.handle, offset_commit.failed),
         Handler(key.OFFSET_FETCH, 1, 10, offset_fetch.handle, offset_fetch.failed),
         Handler(key.FIND_COORDINATOR, 0, 6, find_coordinator.handle, find_coordinator.failed),
@@ -78,6 +78,6 @@ def _served() -> list[AnyHandler]:
         Handler(key.INCREMENTAL_ALTER_CONFIGS, 0, 1, incremental_alter_configs.handle, incremental_alter_configs.failed,
                 is_admin=True),
         Handler(key.OFFSET_DELETE, 0, 0, offset_delete.handle, is_admin=True),
-        Handler(key.DESCRIBE_CLUSTER, 0, 2, describe_cluster.handle),
+        Handler(key.DESCRIBE_CLUSTER, 0, 2, describe_cluster.handle, is_repeatable=True),
     ]
     # fmt: on

@@ -28,6 +28,7 @@ from workers.authorization import ANONYMOUS
 
 if TYPE_CHECKING:
     from workers.connections import Connections
+    from workers.repeated_produce import RepeatedProduce
 
 Frame = tuple[bytearray | memoryview, int, int]
 Answer = Buffer | list[Buffer]
@@ -116,6 +117,7 @@ class Connection(asyncio.BufferedProtocol):
         "is_dirty",
         "last_active",
         "principal",
+        "repeated_produce",
     )
 
     def __init__(self, shared: Connections) -> None:
@@ -123,6 +125,8 @@ class Connection(asyncio.BufferedProtocol):
         self._transport: asyncio.Transport | None = None
         self.client_host = ""
         self.principal = ANONYMOUS
+        # How to serve a Produce that is like the last one; None until there is one.
+        self.repeated_produce: RepeatedProduce | None = None
         self.is_closed = False
         # Coarse times, in seconds of the shared clock.
         self.last_active = shared.now

@@ -123,7 +123,6 @@ class Connections:
     def abandon(self, reason: str) -> None:
         """Drop every connection without another byte: this incarnation may say nothing more."""
         self._is_draining = True
-        self._dirty.clear()
         for connection in list(self._all):
             connection.close(reason)
             connection.abort()

@@ -45,7 +45,7 @@ class Handler:
     """An API that is served: `handle(context, request, message)` returns the answer, or an awaitable of it.
 
     `failed` makes the answer that says an error of everything asked for, where the answer has no field of its own for
-    it. `is_admin`: switched off by `allow_admin_apis`. `is_repeatable` tells of an answer whether it depends on nothing
+    it. `is_admin`: switched off by `allow_admin_apis`. `is_repeatable`: an answer that is not awaited depends on nothing
     but the request and the cluster's state, so that the next request that is the same may get the same bytes.
     """
 
@@ -55,7 +55,7 @@ class Handler:
     handle: Handle
     failed: Failed | None = None
     is_admin: bool = False
-    is_repeatable: Callable[[Any], bool] | None = None
+    is_repeatable: bool = False
 
     @property
     def advertised_from(self) -> int:
@@ -119,9 +119,13 @@ class Dispatcher:
     ) -> None:
         """Serve one request. ProtocolError where the connection must be closed; all else is told to the client."""
         context = self._context
-        if not context.lease.is_fresh(context.clock.monotonic()):
+        now = context.clock.monotonic()
+        if not context.lease.is_fresh(now):
             # We may have been replaced without knowing it. The client comes back, here or to our successor.
             pending.close_connection("fenced")
+            return
+        repeated = connection.repeated_produce
+        if repeated is not None and isinstance(buffer, bytearray) and repeated.serve(buffer, start, end, pending, now):
             return
         header, position = parse_request_header(buffer, start, end)
         row = self._rows.get(header.api_key)
@@ -175,7 +179,7 @@ class Dispatcher:
         handler = cast("Handler", row.handler)
         header = request.header
         key = None
-        if handler.is_repeatable is not None and is_allowed and end - position <= REPEATABLE_REQUEST_BYTES_MAX:
+        if handler.is_repeatable and is_allowed and end - position <= REPEATABLE_REQUEST_BYTES_MAX:
             key = (header.api_key, header.api_version, request.principal, bytes(buffer[position:end]))
             kept = self._repeats.get(key)
             if kept is not None:
@@ -195,7 +199,7 @@ class Dispatcher:
             task.add_done_callback(self._tasks.discard)
             return
         encoded = self._answer(row, header.api_version, header.correlation_id, result, pending)
-        if key is not None and encoded is not None and handler.is_repeatable and handler.is_repeatable(result):
+        if key is not None and encoded is not None:
             self._repeats.keep(key, encoded)
 
     async def _wait(

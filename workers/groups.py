@@ -142,7 +142,7 @@ class Groups:
         if flush is None:
             _reply(outcome)
         else:
-            flush.answers.append(lambda: _reply(outcome))
+            flush.answers.append(lambda _: _reply(outcome))
 
     def _set_timer(self, coordinated: _Coordinated, key: TimerKey, deadline_ms: int | None) -> None:
         old = coordinated.timers.pop(key, None)

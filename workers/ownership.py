@@ -117,6 +117,8 @@ class Ownership:
         bugs: PlantedBugs = NO_BUGS,
     ) -> None:
         self.slots: dict[int, OwnedSlot] = {}
+        # Rises whenever a partition comes, goes or gets other settings: what was looked up before holds no more.
+        self.generation = 0
         self.references = References(log_id)
         self._partitions: dict[PartitionId, PartitionLog] = {}
         # The same by topic name as well: one look-up on the hot path, whichever a request has.
@@ -261,6 +263,7 @@ class Ownership:
         self._followed = state.topics
 
     def _follow(self, topic: Topic, slot_count: int) -> None:
+        self.generation += 1
         config = effective(topic.configs, self._settings)
         for index in range(topic.partitions):
             partition = self._partitions.get((topic.topic_id, index))
@@ -272,6 +275,7 @@ class Ownership:
                 self._add(self._create(topic, index, entry))
 
     def _add(self, partition: PartitionLog) -> None:
+        self.generation += 1
         self._partitions[partition.topic_id, partition.index] = partition
         self._found[partition.topic_id, partition.index] = partition
         self._found[partition.topic, partition.index] = partition
@@ -286,6 +290,7 @@ class Ownership:
         partition = self._partitions.pop(identity, None)
         if partition is None:
             return
+        self.generation += 1
         del self._found[identity]
         if self._found.get((partition.topic, partition.index)) is partition:
             del self._found[partition.topic, partition.index]
@@ -324,7 +329,7 @@ class Ownership:
         if target > partition.log_start_offset:
             durable: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             flush = self._flusher.raise_log_start(partition, target)
-            flush.answers.append(lambda: settle(durable))
+            flush.answers.append(lambda _: settle(durable))
             await durable
         return partition.log_start_offset
 

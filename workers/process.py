@@ -101,12 +101,15 @@ class Process(asyncio.Protocol):
         # Ids must differ between incarnations: seeded by the operating system.
         source = random.Random(int.from_bytes(os.urandom(16), "big"))
         self._worker = Worker(configure, store, self._clock, source, metrics, self.send, self._stopped)
-        await self._worker.start()
-        for fd in (configure.private_fd, configure.bootstrap_fds[configure.worker_index]):
-            self._servers[fd] = await self._listen(fd)
+        await self._worker.start(self._listen_to_clients)
         gc.collect()
         gc.freeze()
         gc.set_threshold(*GC_THRESHOLDS)
+
+    async def _listen_to_clients(self) -> None:
+        assert self._configure is not None
+        for fd in (self._configure.private_fd, self._configure.bootstrap_fds[self._configure.worker_index]):
+            self._servers[fd] = await self._listen(fd)
 
     async def _listen(self, fd: int) -> asyncio.Server:
         assert self._worker is not None

@@ -29,8 +29,8 @@ from kafscale.storage.tail_cache import TailCache
 from workers.checkpoints import Checkpointer
 from workers.connections import Connections
 from workers.context import Context
-from workers.handlers.produce import WaitingProduce
 from workers.slabs import SlabPool
+from workers.waiting_produce import WaitingProduce
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 
 from kafscale.clock import Clock
 from kafscale.config import Settings
@@ -77,6 +77,10 @@ FLUSHES_BUFFERED = 4
 LEASE_SHARE = 0.8
 # Of the time to drain, how much is spent on answering what was received; the rest is for the last checkpoint.
 DRAIN_ANSWER_SHARE = 0.5
+
+
+async def _listen_nowhere() -> None:
+    """For a worker whose clients come to it by other ways than sockets."""
 
 
 class Worker:
@@ -202,11 +206,14 @@ class Worker:
 
     # Life
 
-    async def start(self) -> None:
-        """Take over what is assigned, and serve it. Raises Corrupt where the store lacks what it must hold."""
+    async def start(self, listen: Callable[[], Awaitable[None]] = _listen_nowhere) -> None:
+        """Take over what is assigned, `listen`, and say that it is served. Raises Corrupt where the store lacks what it
+        must hold."""
         self.connections.start(asyncio.get_running_loop().call_soon)
         await self._take_over()
+        await listen()
         self._upkeep.start()
+        self._send(Serving(self.cluster.state.version))
 
     async def _take_over(self) -> None:
         if self._is_loading:
@@ -221,7 +228,6 @@ class Worker:
                 self._metrics.cells[SLOTS_TAKEN_OVER] += len(loaded)
         finally:
             self._is_loading = False
-        self._send(Serving(self.cluster.state.version))
 
     async def drain(self) -> None:
         """Finish: everything received becomes durable and is answered; then a last checkpoint, and the log's seal."""
@@ -243,7 +249,7 @@ class Worker:
         """Wait until everything appended is durable."""
         while (flush := self.flusher.barrier()) is not None:
             durable: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            flush.answers.append(lambda waiter=durable: settle(waiter))  # type: ignore[misc]
+            flush.answers.append(lambda _, waiter=durable: settle(waiter))  # type: ignore[misc]
             await durable
 
     def stop(self, reason: str) -> None:

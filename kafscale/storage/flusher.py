@@ -85,8 +85,8 @@ class Flush:
         self.placed: list[tuple[PartitionLog, Extent]] = []
         # Extents that a raised log start offset made unreachable.
         self.dropped: list[Extent] = []
-        # Called, in order, once the flush is durable and committed.
-        self.answers: list[Callable[[], None]] = []
+        # Called in order, with the time (monotonic seconds), once the flush is durable and committed.
+        self.answers: list[Callable[[float], None]] = []
 
     def is_empty(self) -> bool:
         return not (self.extents or self.log_starts or self.releases)
@@ -281,13 +281,13 @@ class Flusher:
         flush.durable = True
         self.pending_bytes -= flush.bytes
         self._tail.add([extent for _, extent in flush.placed], flush.bytes)
-        self._on_flushed(flush, self._clock.monotonic() - self._submitted_at)
+        now = self._confirmed_at = self._clock.monotonic()
+        self._on_flushed(flush, now - self._submitted_at)
         for answer in flush.answers:
-            answer()
+            answer(now)
         flush.answers.clear()
         for waiter, added in woken.items():
             waiter(added)
-        self._confirmed_at = self._clock.monotonic()
         self._expected = flush.batches + self._open.batches
         self._after_confirmation()
 

@@ -3,7 +3,7 @@
 A topic asked for by name that does not exist is created, where the client (v4+) and `auto_create_topics` allow it; the
 answer waits for that, for a while, and says LEADER_NOT_AVAILABLE if it takes longer. A partition has one replica, its
 leader: what is durable is durable in the object store. The controller named is the node that answers, since every node
-takes admin requests. Answers without any error are kept and given again, as bytes, until the cluster changes. Left out:
+takes admin requests. Answers are kept and given again, as bytes, until the cluster changes. Left out:
 the rights of a principal, for whom everything is allowed so far.
 """
 
@@ -74,11 +74,6 @@ async def _create_and_answer(context: Context, message: MetadataRequest, missing
 def _partitions_of_new(context: Context, name: str) -> int:
     settings = context.settings
     return settings.offsets_topic_partitions if name == OFFSETS_TOPIC else settings.auto_create_partitions
-
-
-def is_repeatable(response: MetadataResponse) -> bool:
-    """An answer with an error may be another next time, or have created something."""
-    return not any(topic.error_code or any(p.error_code for p in topic.partitions) for topic in response.topics)
 
 
 def failed(message: MetadataRequest, code: int, text: str) -> MetadataResponse:

@@ -8,7 +8,7 @@ idempotent producer waits for its original. acks=0 gets no answer; its errors cl
 from __future__ import annotations
 
 from kafscale.errors import Invalid, Retry
-from kafscale.metrics import BATCHES_PRODUCED, BYTES_PRODUCED, DUPLICATES, PRODUCE_LATENCY, RECORDS_PRODUCED, error_cell
+from kafscale.metrics import DUPLICATES, error_cell
 from kafscale.protocol.batches import (
     NO_LIMIT,
     BatchHeader,
@@ -25,58 +25,10 @@ from kafscale.storage.partition import PartitionLog
 from workers.connection import Pending
 from workers.context import Context, Request
 from workers.partitions import leader_addresses, why_not_served
+from workers.repeated_produce import RepeatedProduce
+from workers.waiting_produce import WaitingProduce
 
 FIRST_WITH_LEADERS = 10
-
-
-class WaitingProduce:
-    """A produce request whose flush is not durable yet."""
-
-    __slots__ = ("_arrived", "_context", "_correlation_id", "_expires", "_pending", "_results", "_sizes", "_version")
-
-    def __init__(
-        self,
-        context: Context,
-        request: Request,
-        pending: Pending,
-        results: list[ProduceResult],
-        sizes: tuple[int, int, int],
-        arrived: float,
-        timeout_ms: int,
-    ) -> None:
-        self._context = context
-        self._version = request.header.api_version
-        self._correlation_id = request.header.correlation_id
-        self._pending: Pending | None = pending
-        self._results = results
-        self._sizes = sizes
-        self._arrived = arrived
-        self._expires = arrived + timeout_ms / 1000
-
-    def complete(self) -> None:
-        """Everything is durable: say so."""
-        pending = self._pending
-        if pending is None:
-            return
-        self._pending = None
-        cells = self._context.metrics.cells
-        batches, records, size = self._sizes
-        cells[BATCHES_PRODUCED] += batches
-        cells[RECORDS_PRODUCED] += records
-        cells[BYTES_PRODUCED] += size
-        PRODUCE_LATENCY.observe(cells, int((self._context.clock.monotonic() - self._arrived) * 1e6))
-        pending.answer(encode_produce_response(self._version, self._correlation_id, self._results))
-
-    def expire(self, now: float) -> None:
-        """The client's patience is over: say that we can't tell (retriable; an idempotent producer sends it again)."""
-        pending = self._pending
-        if pending is None or now < self._expires:
-            return
-        self._pending = None
-        code = ErrorCode.REQUEST_TIMED_OUT
-        results = [r if r[2] else (r[0], r[1], code, -1, -1, -1, None, None) for r in self._results]
-        self._context.metrics.cells[error_cell(code)] += len(results)
-        pending.answer(encode_produce_response(self._version, self._correlation_id, results))
 
 
 def handle(
@@ -126,12 +78,16 @@ def handle(
         nodes = leader_addresses(context, results, 7) if failed and version >= FIRST_WITH_LEADERS else ()
         pending.answer(encode_produce_response(version, request.header.correlation_id, results, nodes=nodes))
         return
+    sizes = (batches, record_count, size)
+    correlation_id = request.header.correlation_id
     waiting = WaitingProduce(
-        context, request, pending, results, (batches, record_count, size), arrived, view.timeout_ms
+        context.metrics, version, correlation_id, pending, results, sizes, arrived, view.timeout_ms
     )
     flush.answers.append(waiting.complete)
     if context.flusher.is_full:
         context.hold_produce()
+    if len(results) == 1 and not failed and isinstance(buffer, bytearray):
+        pending.connection.repeated_produce = RepeatedProduce.learn(context, request, view, buffer, start, end)
 
 
 def _append(

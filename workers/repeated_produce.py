@@ -1,0 +1,149 @@
+"""Produce requests that differ from the last one of their connection only in correlation id and records.
+
+A producer sends the same API, version, client id, acks, timeout, topic and partition over and over. A connection keeps
+these bytes of its last such request, with what they came to mean; a request that begins with the same bytes is appended
+without being parsed. It must do exactly what `handlers/produce.py` does, for the plainest of requests: a small frame,
+one partition, a batch that is good, new, and stored as it came. Anything else, and every error, it leaves alone.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Final
+
+from kafscale.errors import Invalid
+from kafscale.metrics import request_cell
+from kafscale.protocol.api import APIS, ApiKey
+from kafscale.protocol.batches import HEADER_BYTES, check_produced
+from kafscale.protocol.headers import encode_request_header
+from kafscale.protocol.produce import FLEXIBLE_FROM, ProduceRequestView, ProduceResult
+from kafscale.protocol.wire import uvarint
+from kafscale.storage.partition import PartitionLog
+from workers.connection import Pending
+from workers.context import Context, Request
+from workers.waiting_produce import WaitingProduce
+
+# Behind the records of the only partition: no tags of the partition, of the topic, of the request.
+_TAIL: Final = b"\0\0\0"
+_INT32: Final = struct.Struct(">i").unpack_from
+_REQUESTS: Final = request_cell(ApiKey.PRODUCE)
+
+
+class RepeatedProduce:
+    """What one connection's last plain Produce request began with, and what that means.
+
+    A frame is: API key and version (4 bytes, `_head`), correlation id (4), `_constant` up to the records' length, the
+    length, the records, and `_TAIL` from v9 on.
+    """
+
+    __slots__ = (
+        "_constant",
+        "_constant_end",
+        "_context",
+        "_generation",
+        "_head",
+        "_is_flexible",
+        "_partition",
+        "_timeout_ms",
+        "_topic",
+        "_version",
+    )
+
+    def __init__(
+        self, context: Context, version: int, view: ProduceRequestView, partition: PartitionLog, frame_start: bytes
+    ) -> None:
+        self._context = context
+        self._version = version
+        self._is_flexible = version >= FLEXIBLE_FROM
+        self._timeout_ms = view.timeout_ms
+        self._topic = view.partitions[0][0]
+        self._partition = partition
+        self._generation = context.ownership.generation
+        self._head = frame_start[:4]
+        self._constant = frame_start[8:]
+        self._constant_end = len(frame_start)
+
+    @classmethod
+    def learn(
+        cls, context: Context, request: Request, view: ProduceRequestView, buffer: bytearray, start: int, end: int
+    ) -> RepeatedProduce | None:
+        """From a request that was served, its body at `buffer[start:end]`; None if it is not of the plain kind."""
+        topic, index, records = view.partitions[0]
+        partition = context.ownership.partition(topic, index)
+        if partition is None or records is None or partition.config.log_append_time or view.acks == 0:
+            return None
+        header = request.header
+        version = header.api_version
+        head = encode_request_header(APIS[ApiKey.PRODUCE], version, header.correlation_id, header.client_id)
+        if buffer[start - len(head) : start] != head:
+            return None  # it has tags
+        if version >= FLEXIBLE_FROM:
+            if buffer[end - len(_TAIL) : end] != _TAIL:
+                return None
+            constant_end = end - len(_TAIL) - len(records) - len(uvarint(len(records) + 1))
+        else:
+            constant_end = end - len(records) - 4
+        return cls(context, version, view, partition, bytes(buffer[start - len(head) : constant_end]))
+
+    def serve(self, buffer: bytearray, start: int, end: int, pending: Pending, now: float) -> bool:
+        """Append the request `buffer[start:end]` if it is like the last; False, and nothing done, if it is not.
+
+        `now`: monotonic seconds.
+        """
+        position = start + self._constant_end
+        if buffer[start + 8 : position] != self._constant or buffer[start : start + 4] != self._head:
+            return False
+        context = self._context
+        partition = self._partition
+        if context.ownership.generation != self._generation or end - position < HEADER_BYTES:
+            return False
+        if self._is_flexible:
+            length = buffer[position]
+            position += 1
+            if length > 127:
+                more = buffer[position]
+                position += 1
+                length += (more - 1) << 7
+                if more > 127:
+                    length += (buffer[position] - 1) << 14
+                    if buffer[position] > 127:
+                        return False
+                    position += 1
+            length -= 1
+            if position + length + 3 != end or buffer[end - 3 : end] != _TAIL:
+                return False
+        else:
+            (length,) = _INT32(buffer, position)
+            position += 4
+            if position + length != end:
+                return False
+        batch = buffer[position : position + length]
+        now_ms = context.clock.wall_ms()
+        config = partition.config
+        try:
+            header = check_produced(
+                memoryview(batch),
+                config.max_message_bytes,
+                now_ms,
+                self._version,
+                config.timestamp_before_max_ms,
+                config.timestamp_after_max_ms,
+            )
+            if header.max_timestamp < header.base_timestamp or partition.duplicate_of(header) is not None:
+                return False
+        except Invalid:
+            return False
+        flusher = context.flusher
+        base_offset, flush = flusher.append(partition, batch, header, now_ms)
+        metrics = context.metrics
+        metrics.cells[_REQUESTS] += 1
+        results: list[ProduceResult] = [
+            (self._topic, partition.index, 0, base_offset, -1, partition.log_start_offset, None, None)
+        ]
+        (correlation_id,) = _INT32(buffer, start + 4)
+        sizes = (1, header.record_count, length)
+        waiting = WaitingProduce(metrics, self._version, correlation_id, pending, results, sizes, now, self._timeout_ms)
+        flush.answers.append(waiting.complete)
+        if flusher.is_full:
+            context.hold_produce()
+        return True

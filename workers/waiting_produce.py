@@ -1,0 +1,66 @@
+"""A produce request between its append and its answer. Owns the answer; the flush it waits for calls it."""
+
+from __future__ import annotations
+
+from kafscale.metrics import (
+    BATCHES_PRODUCED,
+    BYTES_PRODUCED,
+    PRODUCE_LATENCY,
+    RECORDS_PRODUCED,
+    MetricsBlock,
+    error_cell,
+)
+from kafscale.protocol.error_codes import ErrorCode
+from kafscale.protocol.produce import ProduceResult, encode_produce_response
+from workers.connection import Pending
+
+
+class WaitingProduce:
+    """A produce request whose flush is not durable yet. `sizes`: batches, records and bytes that it holds."""
+
+    __slots__ = ("_arrived", "_correlation_id", "_expires", "_metrics", "_pending", "_results", "_sizes", "_version")
+
+    def __init__(
+        self,
+        metrics: MetricsBlock,
+        version: int,
+        correlation_id: int,
+        pending: Pending,
+        results: list[ProduceResult],
+        sizes: tuple[int, int, int],
+        arrived: float,
+        timeout_ms: int,
+    ) -> None:
+        self._metrics = metrics
+        self._version = version
+        self._correlation_id = correlation_id
+        self._pending: Pending | None = pending
+        self._results = results
+        self._sizes = sizes
+        self._arrived = arrived
+        self._expires = arrived + timeout_ms / 1000
+
+    def complete(self, now: float) -> None:
+        """Everything is durable: say so."""
+        pending = self._pending
+        if pending is None:
+            return
+        self._pending = None
+        cells = self._metrics.cells
+        batches, records, size = self._sizes
+        cells[BATCHES_PRODUCED] += batches
+        cells[RECORDS_PRODUCED] += records
+        cells[BYTES_PRODUCED] += size
+        PRODUCE_LATENCY.observe(cells, int((now - self._arrived) * 1e6))
+        pending.answer(encode_produce_response(self._version, self._correlation_id, self._results))
+
+    def expire(self, now: float) -> None:
+        """The client's patience is over: say that we can't tell (retriable; an idempotent producer sends it again)."""
+        pending = self._pending
+        if pending is None or now < self._expires:
+            return
+        self._pending = None
+        code = ErrorCode.REQUEST_TIMED_OUT
+        results = [r if r[2] else (r[0], r[1], code, -1, -1, -1, None, None) for r in self._results]
+        self._metrics.cells[error_cell(code)] += len(results)
+        pending.answer(encode_produce_response(self._version, self._correlation_id, results))
