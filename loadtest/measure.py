@@ -47,6 +47,11 @@ def thread_cpu_seconds(pid: int, name_prefix: str) -> float:
     return ticks / TICKS_PER_SECOND
 
 
+def main_thread_cpu_seconds(pid: int) -> float:
+    """CPU seconds of a process's first thread: of a worker, the event loop's."""
+    return _ticks_of(Path(f"/proc/{pid}/task/{pid}/stat").read_text()) / TICKS_PER_SECOND
+
+
 def resident_bytes(pid: int) -> int:
     """Resident memory of a process (proc(5), statm field 2)."""
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -16,7 +16,7 @@ import threading
 
 from kio.index import load_request_schema
 
-from tests.e2e import wire
+from loadtest import wire
 
 
 def frames(seed: int) -> list[bytes]:

@@ -17,8 +17,8 @@ import lz4.frame
 import pytest
 from kio.index import load_request_schema
 
+from loadtest import wire
 from loadtest.broker_process import wait_for
-from tests.e2e import wire
 from tests.e2e.broker import Broker, ExternalBroker
 
 MIB = 1024 * 1024

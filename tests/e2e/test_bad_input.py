@@ -17,8 +17,8 @@ from collections.abc import Iterator
 import pytest
 from kio.index import load_request_schema
 
+from loadtest import wire
 from loadtest.measure import percentile
-from tests.e2e import wire
 from tests.e2e.broker import Broker, ExternalBroker
 from tests.e2e.confluent_clients import create_topic
 from tests.e2e.conftest import MakeBroker

@@ -17,8 +17,8 @@ import psutil
 import pytest
 
 import kafscale
+from loadtest import wire
 from loadtest.broker_process import free_port, wait_for
-from tests.e2e import wire
 from tests.e2e.confluent_clients import consume, produce
 from tests.e2e.conftest import MakeBroker
 

@@ -6,8 +6,8 @@ import os
 import signal
 import time
 
+from loadtest import wire
 from loadtest.broker_process import wait_for
-from tests.e2e import wire
 from tests.e2e.broker import is_running
 from tests.e2e.confluent_clients import create_topic
 from tests.e2e.conftest import MakeBroker

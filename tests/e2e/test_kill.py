@@ -11,8 +11,8 @@ from collections.abc import Callable
 
 import pytest
 
+from loadtest import wire
 from loadtest.broker_process import wait_for
-from tests.e2e import wire
 from tests.e2e.broker import Broker
 from tests.e2e.confluent_clients import create_topic
 from tests.e2e.conftest import MakeBroker
