@@ -69,7 +69,7 @@ async def measure(label: str, root: Path, shape: tuple[int, int, int, int], in_m
             for _ in range(batches):
                 batch = build_batch([(None, value)])
                 _, flush = flusher.append(partition, batch, read_header(batch), clock.wall_ms())
-        flush.answers.append(lambda done=done: done.set_result(None))
+        flush.answers.append(lambda *_, done=done: done.set_result(None))
         await done
         compactor.flushed(spread * batches * size)
     flushing = time.perf_counter() - began

@@ -236,7 +236,7 @@ class Writer:
         flush = self.flusher.barrier()
         if flush is not None and not flush.durable:
             done = asyncio.get_running_loop().create_future()
-            flush.answers.append(lambda: done.done() or done.set_result(None))
+            flush.answers.append(lambda *_: done.done() or done.set_result(None))
             await done
         while self.log.in_flight:
             await self.clock.sleep(0.001)

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from kafscale.errors import ObjectExists, ObjectMissing, StoreFailed, StoreUnavailable
-from kafscale.storage import folders as folders_module
 from kafscale.storage import file_writer
+from kafscale.storage import folders as folders_module
 from kafscale.storage.file_writer import SCRATCH_BYTES
 from kafscale.storage.local import LocalStore
 from kafscale.storage.store import Purpose

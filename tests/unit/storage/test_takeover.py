@@ -47,7 +47,7 @@ class Owner:
     def append(self) -> None:
         _, flush = self.writer.append(self.partition, batch_of(20))
         last = self.partition.next_offset
-        flush.answers.append(lambda: setattr(self, "acknowledged", last))
+        flush.answers.append(lambda *_: setattr(self, "acknowledged", last))
 
     async def work(self, seconds: float) -> None:
         """Append all the time, with several objects in flight; write checkpoints, and delete what they replace."""

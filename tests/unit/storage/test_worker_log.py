@@ -198,6 +198,22 @@ def test_an_owner_can_ask_whether_it_was_replaced():
     run(main())
 
 
+def test_an_answer_that_comes_late_is_no_fresh_proof():
+    """Goal: a confirmed PUT proves that the log had not ended when the PUT began, however late we hear of it."""
+
+    async def main() -> None:
+        bench = Bench()
+        bench.store.puts[KEYS.log(ID, 0)] = [Put(seconds=30.0)]
+        await bench.clock.sleep(1)
+        began = bench.clock.monotonic()
+        bench.submit(b"a")
+        await bench.idle()
+        assert bench.durable == [0]
+        assert began <= bench.log.confirmed_at < began + 1
+
+    run(main())
+
+
 def test_asking_while_writing_does_not_fence_oneself():
     """Goal: a number that we take ourselves between question and answer is no one else's."""
 
