@@ -58,12 +58,13 @@ class Nodes(msgspec.Struct, frozen=True, tag=True):
 
 
 class Ping(msgspec.Struct, frozen=True, tag=True):
-    """To a worker: answer with a `Pong` of the same number. Also the worker's lease: when it was sent, the worker was
-    not replaced. `sent_at` is the machine's monotonic clock, in seconds: a ping that lay in a stopped worker's socket
-    proves nothing about now."""
+    """To a worker: answer with a `Pong` of the same number. Also the worker's lease, which counts from `heard_at`: when
+    the supervisor last heard of it, in seconds of the machine's monotonic clock. A silent worker is replaced so long
+    after that moment, not after the last ping; and a ping that lay in a stopped worker's socket proves nothing.
+    """
 
     number: int
-    sent_at: float = 0.0
+    heard_at: float
 
 
 class AdoptListener(msgspec.Struct, frozen=True, tag=True):

@@ -187,7 +187,7 @@ class Child(asyncio.Protocol):
             self._end(EndingKind.HUNG, f"no answer for {now - self._heard_at:.1f} s")
             return
         self._ping_number += 1
-        self.send(Ping(self._ping_number))
+        self.send(Ping(self._ping_number, self._heard_at))
         if not self.over.done():
             wait = min(PING_SECONDS, self._hang_seconds / 4)
             self._timer = self._clock.call_later(wait, self._tick)

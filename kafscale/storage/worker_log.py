@@ -48,6 +48,7 @@ class WorkerLog:
         self.counted = 0
         self.checkpoint_sequence = -1
         self.fenced: str | None = None
+        # When the store was last asked anything whose answer showed that this log had not ended.
         self.confirmed_at = clock.monotonic()
         self.store_answers = True
         self._store = store
@@ -110,15 +111,21 @@ class WorkerLog:
         """
         while self.fenced is None:
             sequence = self.next_sequence
+            began = self._clock.monotonic()
             taken = await self._store.exists(self._keys.log(self.log_id, sequence), Purpose.RECOVERY)
             if sequence < self.next_sequence:
                 continue  # we wrote meanwhile, perhaps this very number
             if taken:
                 self._fence(f"sequence {sequence} of log {self.log_id} is taken by another writer")
                 return False
-            self.confirmed_at = self._clock.monotonic()
+            self._hold_at(began)
             return True
         return False
+
+    def _hold_at(self, began: float) -> None:
+        """The store showed that the log had not ended when we asked. That is all: the answer may have waited for this
+        process to be continued, long after its replacement."""
+        self.confirmed_at = max(self.confirmed_at, began)
 
     def stop(self) -> None:
         """Give up what is in flight, without acknowledging it."""
@@ -128,6 +135,7 @@ class WorkerLog:
     async def _write(self, sequence: int, header: bytes, parts: Sequence[Buffer], purpose: Purpose) -> None:
         key = self._keys.log(self.log_id, sequence)
         waits = backoff_seconds(self._random)
+        began = self._clock.monotonic()
         while True:
             try:
                 await self._store.put_if_absent(key, parts, purpose)
@@ -143,7 +151,7 @@ class WorkerLog:
                 self.store_answers = False
             await self._clock.sleep(next(waits))
         self.store_answers = True
-        self.confirmed_at = self._clock.monotonic()
+        self._hold_at(began)
         self._confirm(sequence)
 
     async def _read_back(self, key: str, header: bytes) -> bool | None:
