@@ -82,7 +82,8 @@ class Process(asyncio.Protocol):
                         self._worker.receive(message)  # type: ignore[arg-type]
 
     def connection_lost(self, exc: Exception | None) -> None:
-        log.info("the supervisor is gone; the worker ends")
+        if not self.over.done():
+            log.info("the supervisor is gone; the worker ends")
         self._finish(1)
 
     def send(self, message: ToSupervisor) -> None:
