@@ -51,6 +51,9 @@ class Line:
     def begin(self, epoch: int) -> None:
         self.epoch = epoch
         self.writer = Writer(self.store, epoch)
+        for partition in self.partitions:
+            for extent in partition.extents:
+                self.writer.references.add(extent.key)
         for assignments in self.lists.values():
             assignments.append(Earlier(epoch, self.writer.log_id))
 
