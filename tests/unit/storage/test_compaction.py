@@ -326,7 +326,7 @@ def test_damage_in_memory_is_not_made_durable(where):
     async def main() -> None:
         site = Site(1)
         for _ in range(4):
-            await site.flush({0: [1000]})
+            await site.flush({0: [300_000]})
         hurt = site.partitions[0].extents[1]
         good = await site.contents()
         assert hurt.views is not None
