@@ -37,7 +37,7 @@ from kafscale.storage.compaction_plan import (
     rounds_of,
     runs_in,
 )
-from kafscale.storage.extents import Extent
+from kafscale.storage.extents import CHECKED_WHOLE_BYTES, Extent, checksum_of
 from kafscale.storage.keys import Keys, index_of
 from kafscale.storage.log_objects import HEADER_BYTES, encode_footer
 from kafscale.storage.packs import PACK_ROW, encode_pack_header
@@ -368,8 +368,10 @@ def _place(chunks: Sequence[Chunk], key: str, position: int) -> list[Extent]:
     placed = []
     for chunk in chunks:
         views = chunk.pieces if chunk.is_hot else None
-        placed.append(
-            Extent(chunk.base_offset, chunk.last_offset, chunk.max_timestamp, key, position, chunk.length, views)
-        )
+        extent = Extent(chunk.base_offset, chunk.last_offset, chunk.max_timestamp, key, position, chunk.length, views)
+        if views is not None and chunk.length <= CHECKED_WHOLE_BYTES:
+            extent.batches = chunk.batches
+            extent.checksum = checksum_of(views)
+        placed.append(extent)
         position += chunk.length
     return placed

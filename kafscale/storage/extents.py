@@ -11,6 +11,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 
 import msgspec
+from crc32c import crc32c
 
 from kafscale.errors import Corrupt
 from kafscale.storage.store import Buffer
@@ -18,12 +19,18 @@ from kafscale.storage.store import Buffer
 _BATCH_START = struct.Struct(">qi")  # base offset, length of what follows
 _LAST_OFFSET_DELTA = struct.Struct(">i")
 _BATCH_OVERHEAD = 12
+# Extents up to this size are checked as one when they are compacted.
+CHECKED_WHOLE_BYTES = 256 << 10
 _LAST_OFFSET_DELTA_AT = 23
 
 
 class Extent(msgspec.Struct, gc=False):
     """One partition's batches in one object: `length` bytes at `position` of `key`, offsets `base_offset` to
-    `last_offset`, both included."""
+    `last_offset`, both included.
+
+    What was small when it was written also knows how many batches it holds, and the CRC32C of all its bytes then, so
+    that it can be checked as one while it is in memory (`batches` is 0 where neither is known).
+    """
 
     base_offset: int
     last_offset: int
@@ -32,6 +39,16 @@ class Extent(msgspec.Struct, gc=False):
     position: int
     length: int
     views: list[Buffer] | None = None
+    batches: int = 0
+    checksum: int = 0
+
+
+def checksum_of(views: Sequence[Buffer]) -> int:
+    """The CRC32C of the views' bytes, one after the other."""
+    value = 0
+    for view in views:
+        value = crc32c(view, value)
+    return value
 
 
 def extent_at(extents: Sequence[Extent], offset: int) -> int:

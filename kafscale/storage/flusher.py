@@ -19,7 +19,7 @@ import msgspec
 
 from kafscale.clock import Clock, Timer
 from kafscale.protocol.batches import BatchHeader
-from kafscale.storage.extents import Extent
+from kafscale.storage.extents import CHECKED_WHOLE_BYTES, Extent, checksum_of
 from kafscale.storage.keys import Keys
 from kafscale.storage.log_objects import (
     BATCHES_GROUP,
@@ -310,8 +310,17 @@ def _lay_out(flush: Flush, header: bytes, key: str) -> list[Buffer]:
         )
         table += pending.rows
         extent = Extent(
-            pending.base_offset, pending.last_offset, pending.max_timestamp, key, position, pending.bytes, views
+            pending.base_offset,
+            pending.last_offset,
+            pending.max_timestamp,
+            key,
+            position,
+            pending.bytes,
+            views,
         )
+        if pending.bytes <= CHECKED_WHOLE_BYTES:
+            extent.batches = pending.count
+            extent.checksum = checksum_of(views)
         flush.placed.append((partition, extent))
         parts.extend(views)
         position += pending.bytes

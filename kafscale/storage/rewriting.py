@@ -16,7 +16,7 @@ from crc32c import crc32c
 
 from kafscale.clock import Clock
 from kafscale.errors import Corrupt, ObjectMissing
-from kafscale.storage.extents import Extent
+from kafscale.storage.extents import Extent, checksum_of
 from kafscale.storage.store import Buffer, ObjectStore, Purpose
 
 # A new extent ends at this size or number of batches: a ranged read and a walk through it stay short.
@@ -193,6 +193,11 @@ async def cut_into_chunks(extents: Sequence[Extent], source: Source, pace: Pace)
     expected = chunk.base_offset
     for extent in extents:
         is_hot = source.is_hot(extent)
+        if is_hot and 0 < extent.batches <= CHUNK_BATCHES:
+            chunk = _add_whole(chunks, chunk, extent, source.views(extent))
+            expected = extent.last_offset + 1
+            await pace.spend(1)
+            continue
         size = 0
         for buffer in source.views(extent):
             view = memoryview(buffer)
@@ -240,3 +245,26 @@ async def cut_into_chunks(extents: Sequence[Extent], source: Source, pace: Pace)
     chunk.join()
     chunks.append(chunk)
     return chunks
+
+
+def _add_whole(chunks: list[Chunk], chunk: Chunk, extent: Extent, views: Sequence[Buffer]) -> Chunk:
+    """Put a small extent into `chunk`, or into a new one if it doesn't fit; returns the chunk that goes on.
+
+    Its batches were checked when they came; that they are the same since, one checksum says of all of them. Raises
+    DamagedExtent.
+    """
+    if checksum_of(views) != extent.checksum:
+        raise DamagedExtent(extent, "its bytes in memory are not what was written")
+    if extent.base_offset != chunk.last_offset + 1:
+        raise DamagedExtent(extent, f"{chunk.last_offset + 1} comes next")
+    if chunk.batches and (chunk.length + extent.length > CHUNK_BYTES or chunk.batches + extent.batches > CHUNK_BATCHES):
+        chunks.append(chunk)
+        chunk.join()
+        chunk = Chunk(extent.base_offset)
+    chunk.last_offset = extent.last_offset
+    chunk.max_timestamp = max(chunk.max_timestamp, extent.max_timestamp)
+    chunk.length += extent.length
+    chunk.batches += extent.batches
+    chunk.records += extent.last_offset - extent.base_offset + 1
+    chunk.pieces += views
+    return chunk
