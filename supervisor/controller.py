@@ -138,6 +138,14 @@ class Controller:
 
         await self._propose(decide)
 
+    async def newest_state(self) -> ClusterState:
+        """The state at the newest version there is, read from the log by key: for decisions that others' versions would
+        change. Raises StoreUnavailable."""
+        state = self.state
+        while (payload := await self._log.read(state.version + 1)) is not None:
+            state = apply(state, _read_version(payload))
+        return state
+
     async def close(self) -> None:
         """Stop writing; what waits fails with Retry."""
         if self._writer is not None:

@@ -15,12 +15,9 @@ import uvloop
 from kafscale import logs
 from kafscale.clock import SystemClock
 from kafscale.config import DECLARATIONS, Settings, Source
-from kafscale.config.sources import from_file
+from kafscale.config.sources import NO_KILL_VARIABLE, from_file
 from supervisor.spawner import WORKER_COMMAND
 from supervisor.supervisor import Supervisor
-
-# For tests of fencing: a hung worker is replaced, but lives on.
-NO_KILL_VARIABLE = "KAFSCALE_TEST_NO_KILL"
 
 
 def run(settings: Settings, sources: Mapping[str, Source], worker_command: Sequence[str] = WORKER_COMMAND) -> int:

@@ -30,6 +30,7 @@ from kafscale.control import (
     Nodes,
     ToWorker,
 )
+from kafscale.coordination.assignment import named_logs
 from kafscale.coordination.cluster import encode_state
 from kafscale.coordination.store import CoordinationStore, EmbeddedCoordination, Member
 from kafscale.errors import Corrupt, StoreError, StoreFailed
@@ -39,6 +40,7 @@ from kafscale.storage.directory import check_format
 from kafscale.storage.keys import Keys
 from kafscale.storage.local import LocalStore
 from kafscale.storage.store import ObjectStore, Purpose
+from kafscale.storage.sweep import LogsInUse, sweep
 from kafscale.storage.threads import Threads
 from supervisor import broker_file
 from supervisor.adoption import Adoptions
@@ -61,7 +63,6 @@ PROBE_SECONDS = 2.0
 STORE_SILENT_SECONDS = 10.0
 # A node that has been down for so long is no longer shown to clients, who would wait for it.
 SHOWN_WHILE_DOWN_SECONDS = 10.0
-SWEEP_SECONDS = 3600.0
 # After a second signal.
 HURRIED_DRAIN_SECONDS = 1.0
 
@@ -80,10 +81,8 @@ class Supervisor:
         kill_hung: bool = True,
         keep_spare: bool = True,
         reload: Callable[[], None] = lambda: None,
-        sweep: Callable[[ObjectStore, Keys, Controller], Awaitable[None]] | None = None,
     ) -> None:
-        """`announce` gets the lines for the user; `reload` is called on SIGHUP; `sweep` now and then, to delete what
-        ended logs left."""
+        """`announce` gets the lines for the user; `reload` is called on SIGHUP."""
         self._settings = settings
         self._clock = clock
         self._random = random_source
@@ -92,7 +91,6 @@ class Supervisor:
         self._kill_hung = kill_hung
         self._keep_spare = keep_spare
         self._reload = reload
-        self._sweep = sweep
         self._root = Path(settings.data_dir).absolute()
         self._started_at = clock.monotonic()
         self._stops_asked = 0
@@ -324,15 +322,34 @@ class Supervisor:
             await self._clock.sleep(PROBE_SECONDS)
 
     async def _sweep_ended_logs(self, keys: Keys) -> None:
-        """Mark and sweep of what ended logs left and nothing names: rare, in the background, by the leader alone."""
+        """Delete what ended logs left and nothing names: rare, in the background, by the leader alone."""
         assert self._store is not None and self._controller is not None
-        while self._sweep is not None:
-            await self._clock.sleep(SWEEP_SECONDS)
-            if self._coordination.is_leader:
-                try:
-                    await self._sweep(self._store, keys, self._controller)
-                except (StoreError, Corrupt) as error:
-                    log.warning("sweeping was broken off", extra={"cause": str(error)})
+        controller = self._controller
+        known_seals: set[str] = set()
+
+        async def logs_in_use() -> LogsInUse:
+            state = await controller.newest_state()
+            owners = {slot: entries[-1] for slot, entries in enumerate(state.slots) if entries}
+            return LogsInUse(
+                live={post.log_id for post in self._posts},
+                listed=named_logs(state),
+                owners={slot: (owner.epoch, owner.log_id) for slot, owner in owners.items()},
+            )
+
+        while True:
+            await self._clock.sleep(self._settings.sweep_interval_ms / 1000)
+            if not self._coordination.is_leader:
+                continue
+            grace_ms = self._settings.sweep_grace_ms
+            try:
+                result = await sweep(self._store, keys, self._clock, self._random, logs_in_use, grace_ms, known_seals)
+            except (StoreError, Corrupt) as error:
+                log.warning("sweeping was broken off", extra={"cause": str(error)})
+                continue
+            if result.refused is not None:
+                log.warning("nothing was swept", extra={"cause": result.refused})
+            elif result.deleted:
+                log.info("swept", extra={"objects": result.deleted, "bytes": result.deleted_bytes})
 
     # What is shown
 

@@ -45,8 +45,8 @@ class Handler:
     """An API that is served: `handle(context, request, message)` returns the answer, or an awaitable of it.
 
     `failed` makes the answer that says an error of everything asked for, where the answer has no field of its own for
-    it. `is_admin`: switched off by `allow_admin_apis`. `is_repeatable`: an answer that is not awaited depends on nothing
-    but the request and the cluster's state, so that the next request that is the same may get the same bytes.
+    it. `is_admin`: switched off by `allow_admin_apis`. `is_repeatable`: an answer that is not awaited depends on
+    nothing but the request and the cluster's state, so that the next request that is the same may get the same bytes.
     """
 
     api: ApiKey

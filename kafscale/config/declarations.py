@@ -108,6 +108,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         int, Setting("Write a checkpoint after so long, if anything changed.", 100, DAY_MS)
     ] = 60_000
 
+    sweep_interval_ms: Annotated[
+        int, Setting("How often objects that ended workers left and nothing names are deleted.", 100, INT32_MAX)
+    ] = 3_600_000
+    sweep_grace_ms: Annotated[
+        int, Setting("Objects younger than this are spared by that, for slow readers.", 0, INT32_MAX)
+    ] = 600_000
+
     auto_create_topics: Annotated[bool, Setting("Create a topic when a client first asks for it.")] = True
     auto_create_partitions: Annotated[int, Setting("Partitions of a topic created so.", 1, 10_000)] = 1
     message_max_bytes: Annotated[int, Setting("Largest record batch (Kafka: message.max.bytes).", 0, INT32_MAX)] = (

@@ -19,6 +19,8 @@ from kafscale.config.values import parse_text, parse_toml
 from kafscale.errors import UsageError
 
 _PREFIX = "KAFSCALE_"
+# For tests of fencing, and no setting: a hung worker is replaced, but lives on.
+NO_KILL_VARIABLE = "KAFSCALE_TEST_NO_KILL"
 
 CONFIG_FLAG = "--config"
 CONFIG_VARIABLE = "KAFSCALE_CONFIG"
@@ -123,7 +125,7 @@ def from_environ(
 ) -> tuple[dict[str, tuple[Any, Source]], list[str]]:
     """Values in KAFSCALE_* variables, by field name, and warnings of unknown ones. Raises UsageError."""
     found: dict[str, tuple[Any, Source]] = {}
-    known = {CONFIG_VARIABLE, BROKER_ADDR, BROKER_HOST, BROKER_PORT}
+    known = {CONFIG_VARIABLE, BROKER_ADDR, BROKER_HOST, BROKER_PORT, NO_KILL_VARIABLE}
     for declaration in declarations:
         names = (declaration.variable, *declaration.setting.also)
         known.update(names)
