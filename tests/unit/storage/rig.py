@@ -258,11 +258,11 @@ async def content(store: ScriptedStore | MemoryStore, partition: PartitionLog) -
 
 
 async def write_checkpoint(
-    writer: Writer, slots: dict[int, tuple[int, list[PartitionLog]]], given_up: Sequence[str] = (), number: int = 0
+    writer: Writer, slots: dict[int, tuple[int, list[PartitionLog]]], given_up: Sequence[str] = (), covered: int = -1
 ) -> ManifestPlace | None:
     """Write the slots' (slot → epoch, partitions) manifests as one object, and a checkpoint that names them."""
-    covered = writer.log.counted
-    key = KEYS.manifest(writer.log_id, number or writer.log.next_sequence)
+    covered = covered if covered >= 0 else writer.log.counted
+    key = KEYS.manifest(writer.log_id, writer.log.next_sequence)
     pieces, places, position = [], {}, 0
     for slot, (epoch, partitions) in slots.items():
         pieces.append(encode_manifest(slot, epoch, partitions, []))

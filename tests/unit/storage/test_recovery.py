@@ -209,6 +209,21 @@ def test_damage_stops_the_load(what):
     run(main())
 
 
+def test_replaying_what_the_manifest_knows_does_no_harm():
+    """Goal: a manifest that was made after what its checkpoint covers is not counted twice."""
+
+    async def main() -> None:
+        line = await with_data()
+        slots = {slot: (1, [p for p in line.partitions if p.slot == slot]) for slot in (0, 1)}
+        await write_checkpoint(line.writer, slots, covered=2)
+        await line.end()
+        loaded = await line.load(2)
+        assert [partition.high_watermark for partition in loaded] == [2, 1, 1, 1]
+        assert [len(partition.extents) for partition in loaded] == [2, 1, 1, 1]
+
+    run(main())
+
+
 def test_a_gap_in_the_replay_is_damage():
     """Goal: rows that do not follow the manifest's high watermark are never applied."""
 
