@@ -37,7 +37,6 @@ log = logging.getLogger(__name__)
 TICK_SECONDS = 0.2
 # Partitions whose retention is looked at in one tick: some 2 ms of work.
 PARTITIONS_PER_TICK = 500
-RETENTION_SECONDS = 5.0
 # Producers not seen for so long are forgotten (Kafka: producer.id.expiration.ms).
 PRODUCER_EXPIRATION_MS = 24 * 3600 * 1000
 # A flush younger than this has no producer that has lost patience.
@@ -68,7 +67,7 @@ class Upkeep:
         self._checkpoint: asyncio.Task[None] | None = None
         self._compaction: asyncio.Task[None] | None = None
         self._round: Iterator[PartitionLog] = iter(())
-        self._round_at = 0.0
+        self._round_at = context.clock.monotonic()
         self._lag_at = 0.0
 
     def start(self) -> None:
@@ -150,13 +149,13 @@ class Upkeep:
         cells[COMPACTION_BYTES.at("out")] += result.bytes_written
 
     def _apply_retention(self, now: float) -> None:
-        """Look at some partitions; all of them every few seconds."""
+        """Look at some partitions; all of them once in the check interval."""
         context = self._context
         now_ms = context.clock.wall_ms()
         for _ in range(PARTITIONS_PER_TICK):
             partition = next(self._round, None)
             if partition is None:
-                if now - self._round_at < RETENTION_SECONDS:
+                if now - self._round_at < context.settings.log_retention_check_interval_ms / 1000:
                     return
                 self._round_at = now
                 self._round = iter(list(context.ownership.partitions()))

@@ -124,6 +124,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     log_retention_ms: Annotated[int, Setting("Age at which records are deleted; -1 for never.", -1, INT64_MAX)] = (
         7 * DAY_MS
     )
+    log_retention_check_interval_ms: Annotated[int, Setting("How often retention is applied.", 100, INT32_MAX)] = (
+        300_000
+    )
     log_retention_bytes: Annotated[
         int, Setting("Size above which a partition loses its oldest records; -1 for none.", -1, INT64_MAX)
     ] = -1
