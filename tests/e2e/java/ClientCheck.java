@@ -44,6 +44,9 @@ import org.apache.kafka.common.serialization.ByteArraySerializer;
 public class ClientCheck {
     private static final Duration PATIENCE = Duration.ofSeconds(60);
 
+    /** Anything much older would fall to retention. */
+    private static final long RECENT_MS = System.currentTimeMillis() - 600_000;
+
     private interface Check {
         void run() throws Exception;
     }
@@ -188,7 +191,7 @@ public class ClientCheck {
     private void roundTrip() throws Exception {
         String topic = fresh("auto-created");
         ProducerRecord<byte[], byte[]> full =
-                new ProducerRecord<>(topic, 0, 1_600_000_000_123L, bytes("k"), bytes("v"));
+                new ProducerRecord<>(topic, 0, RECENT_MS, bytes("k"), bytes("v"));
         full.headers().add("a", bytes("1")).add("a", bytes("2")).add("none", null);
         List<RecordMetadata> sent =
                 send(List.of(full, new ProducerRecord<>(topic, 0, null, bytes("v2")),
@@ -197,7 +200,7 @@ public class ClientCheck {
         List<ConsumerRecord<byte[], byte[]>> got = readAll(topic, 3);
         require(Arrays.equals(got.get(0).key(), bytes("k")), "key");
         require(Arrays.equals(got.get(0).value(), bytes("v")), "value");
-        require(got.get(0).timestamp() == 1_600_000_000_123L, "timestamp " + got.get(0).timestamp());
+        require(got.get(0).timestamp() == RECENT_MS, "timestamp " + got.get(0).timestamp());
         require(got.get(0).headers().toArray().length == 3, "headers " + got.get(0).headers());
         require(got.get(0).headers().lastHeader("none").value() == null, "null header");
         require(got.get(1).key() == null && got.get(2).value() == null, "nulls");
@@ -399,7 +402,7 @@ public class ClientCheck {
         create(topic, 1);
         List<ProducerRecord<byte[], byte[]>> records = new ArrayList<>();
         for (int i = 0; i < 10; i++) {
-            records.add(new ProducerRecord<>(topic, 0, 1_700_000_000_000L + 1_000 * i, null, bytes("" + i)));
+            records.add(new ProducerRecord<>(topic, 0, RECENT_MS + 1_000 * i, null, bytes("" + i)));
         }
         send(records);
         TopicPartition partition = new TopicPartition(topic, 0);
@@ -407,8 +410,8 @@ public class ClientCheck {
             Map<String, OffsetSpec> specs = new TreeMap<>(Map.of(
                     "earliest", OffsetSpec.earliest(), "latest", OffsetSpec.latest(),
                     "max timestamp", OffsetSpec.maxTimestamp(),
-                    "by time", OffsetSpec.forTimestamp(1_700_000_002_500L),
-                    "past the end", OffsetSpec.forTimestamp(1_800_000_000_000L)));
+                    "by time", OffsetSpec.forTimestamp(RECENT_MS + 2_500),
+                    "past the end", OffsetSpec.forTimestamp(RECENT_MS + 3_600_000)));
             Map<String, Long> expected = Map.of(
                     "earliest", 0L, "latest", 10L, "max timestamp", 9L, "by time", 3L, "past the end", -1L);
             for (var spec : specs.entrySet()) {
