@@ -15,6 +15,7 @@ answers-differ        a batch acknowledged twice with different offsets
 producer-order        a producer's records in another order than they were sent in
 refused-served        a record in the log whose batch was refused for good
 unknown-value         a record that nobody produced
+log-start             a log that begins below what was acknowledged as deleted
 committed-offset      a committed offset that was lost, went back, or was never committed
 """
 
@@ -40,6 +41,7 @@ from tests.sim.history import (
     ProduceAcknowledged,
     ProduceInvoked,
     ProduceRefused,
+    RecordsDeleted,
 )
 
 
@@ -108,6 +110,7 @@ class _Checker:
         self._lowest_of_epoch: dict[Partition, dict[int, int]] = defaultdict(dict)
         self._steps_of_epoch: dict[tuple[Partition, int], list[tuple[int, int]]] = defaultdict(list)
         self._asked_at: dict[int, int] = {}
+        self._deleted_to: dict[Partition, int] = {}
         self._commits: dict[int, tuple[CommitInvoked, int]] = {}
         self._registers: dict[tuple[str, Partition], _Committed] = defaultdict(_Committed)
         self._offset_fetches: dict[int, tuple[OffsetFetchInvoked, int]] = {}
@@ -136,6 +139,9 @@ class _Checker:
                 self._offset_fetches[event.op] = (event, register.newest_acknowledged_invoked)
             case OffsetFetched():
                 self._offset_fetched(event)
+            case RecordsDeleted():
+                before = self._deleted_to.get(event.partition, 0)
+                self._deleted_to[event.partition] = max(before, event.offset)
             case other:
                 raise TypeError(f"{other!r} is no event")
 
@@ -275,6 +281,11 @@ class _Checker:
     def _check_final(self, partition: Partition, final: FinalLog) -> dict[str, int]:
         """The log itself: dense, every value known and once, each producer's in order. Returns where values lie."""
         name = _name(partition)
+        deleted_to = self._deleted_to.get(partition, 0)
+        if final.log_start_offset < deleted_to:
+            self._found(
+                "log-start", f"{name} begins at {final.log_start_offset}, though it was deleted up to {deleted_to}"
+            )
         expected = final.log_start_offset
         places: dict[str, int] = {}
         newest: dict[str, tuple[int, int, str]] = {}

@@ -35,7 +35,9 @@ from kafscale.coordination.cluster import encode_state
 from kafscale.errors import Fenced as FencedError
 from kafscale.errors import KafscaleError
 from kafscale.metrics import MetricsBlock
+from kafscale.storage import compaction, compaction_plan
 from kafscale.storage.cluster_log import ClusterLog
+from kafscale.storage.compaction import CompactionPolicy
 from kafscale.storage.keys import Keys
 from kafscale.storage.planted import PlantedBugs
 from kafscale.storage.sweep import LogsInUse, sweep
@@ -59,16 +61,20 @@ RESTART_SECONDS = 0.5
 
 @contextmanager
 def predictable(source: random.Random) -> Iterator[None]:
-    """Draw what production code takes from the machine's randomness by the seed instead."""
+    """Draw what production code takes from the machine's randomness by the seed instead; and have compaction give
+    partitions segments of their own at the sizes that a simulation comes to."""
 
     def pidfd_open(pid: int, flags: int = 0) -> int:
         return os.open(os.devnull, os.O_RDONLY)
 
+    segment_min_bytes = source.choice((2000, 20_000))
     with ExitStack() as stack:
         for target, name, replacement in (
             (uuid, "uuid4", lambda: uuid.UUID(int=source.getrandbits(128), version=4)),
             (secrets, "token_hex", lambda count=16: source.randbytes(count).hex()),
             (os, "pidfd_open", pidfd_open),
+            (compaction, "SEGMENT_MIN_BYTES", segment_min_bytes),
+            (compaction_plan, "SEGMENT_MIN_BYTES", segment_min_bytes),
         ):
             stack.enter_context(mock.patch.object(target, name, replacement))
         yield
@@ -163,6 +169,7 @@ class WorkerProcess:
     def _boot(self, configure: Configure) -> None:
         broker = self._broker
         self.configure = configure
+        broker.world.counts["incarnations"] += 1
         broker.world.trace(f"{self.process.name} is node {configure.node_id} with log {configure.log_id}")
         self.worker = Worker(
             configure,
@@ -174,6 +181,8 @@ class WorkerProcess:
             self._exit,
             broker.bugs,
         )
+        if broker.compaction is not None:
+            self.worker.compactor._policy = broker.compaction
         self.process.spawn(self._start(self.worker), f"{self.process.name} start")
 
     async def _start(self, worker: Worker) -> None:
@@ -183,7 +192,9 @@ class WorkerProcess:
             self._exit(str(error))
             return
         except Exception as error:  # noqa: BLE001 - a worker that gives up on its own is a defect
-            self._broker.world.complain(f"{self.process.name} could not start: {error!r}")
+            # One that was replaced while it loaded may find nothing: the sweep has been there.
+            if any(post.log_id == worker.log_id for post in self._broker.supervisor.posts):
+                self._broker.world.complain(f"{self.process.name} could not start: {error!r}")
             self._exit(repr(error))
             return
         if worker.is_stopped:
@@ -203,6 +214,8 @@ class WorkerProcess:
     def _exit(self, reason: str) -> None:
         """End the process, once what it has written has left it."""
         self._broker.world.trace(f"{self.process.name} ends: {reason}")
+        if "taken by another writer" in reason:
+            self._broker.world.counts["fenced workers"] += 1
         self.simulated.status = 1
         self._broker.world.loop.call_soon(self.process.crash)
 
@@ -352,6 +365,7 @@ class SimSupervisor:
                 self._broker.world.trace(f"{self.process.name} breaks a sweep off: {error!r}")
             else:
                 self._broker.world.trace(f"{self.process.name} swept: {result}")
+                self._broker.world.counts["swept objects"] += result.deleted
 
     def _alive(self) -> list[NodeAddress]:
         now = self._clock.monotonic()
@@ -397,6 +411,7 @@ class SimBroker:
         bugs: PlantedBugs,
         kill_hung: bool = True,
         sweep_seconds: float | None = None,
+        compaction: CompactionPolicy | None = None,
     ) -> None:
         self.world = world
         self.network = network
@@ -405,6 +420,7 @@ class SimBroker:
         self.bugs = bugs
         self.kill_hung = kill_hung
         self.sweep_seconds = sweep_seconds
+        self.compaction = compaction
         self.workers: list[WorkerProcess] = []
         self.supervisors: list[SimSupervisor] = []
         self._pid = 1000

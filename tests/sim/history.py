@@ -96,6 +96,13 @@ class OffsetFetched(msgspec.Struct, frozen=True):
     offset: int
 
 
+class RecordsDeleted(msgspec.Struct, frozen=True):
+    """It was acknowledged that everything below `offset` is deleted."""
+
+    partition: Partition
+    offset: int
+
+
 Event = (
     ProduceInvoked
     | ProduceAcknowledged
@@ -108,6 +115,7 @@ Event = (
     | CommitRefused
     | OffsetFetchInvoked
     | OffsetFetched
+    | RecordsDeleted
 )
 
 

@@ -24,12 +24,14 @@ from kafscale.errors import KafscaleError
 from kafscale.protocol.api import ApiKey
 from kafscale.protocol.error_codes import ErrorCode
 from kafscale.protocol.messages.create_topics import CreatableTopic, CreateTopicsRequest
+from kafscale.storage.compaction import CompactionPolicy
 from kafscale.storage.planted import NO_BUGS, PlantedBugs
 from tests.sim.checker import Violation, check
 from tests.sim.client import MOVED, Client, Recorder
 from tests.sim.cluster import SimBroker, WorkerProcess, predictable
 from tests.sim.consumer import Consumer, Member
 from tests.sim.history import History
+from tests.sim.janitor import Janitor
 from tests.sim.loop import Deadlock, OutOfTime, SimLoop, run
 from tests.sim.network import Network, NetworkFaults
 from tests.sim.producer import Producer
@@ -39,8 +41,29 @@ from tests.sim.world import World
 FAULTS_LEAST = 6
 KINDS_LEAST = 3
 OPERATIONS_LEAST = 500
+TROUBLE_SECONDS = 60.0
 PEACE_SECONDS = 180.0
 END_OF_TIME = 1500.0
+
+
+class Mood(msgspec.Struct, frozen=True):
+    """What kind of trouble a seed has: how often, of which kinds (weights, 1 where not named), and how replaced workers
+    and their logs are dealt with."""
+
+    pace_seconds: float
+    weights: dict[str, int]
+    kills_hung: float
+    sweep_seconds: tuple[float | None, ...]
+
+
+MOODS = (
+    # A bit of everything, with time in between to recover.
+    Mood(2.5, {"crash": 4, "pause": 3, "hang": 3, "lost answers": 3, "outage": 2, "cut off": 2}, 0.5, (None, 0.5, 3.0)),
+    # All at once.
+    Mood(0.7, {"crash": 3, "lost answers": 3, "outage": 2, "broken connections": 2}, 0.5, (None, 3.0)),
+    # Workers that come back after they were replaced, to logs that may have been swept.
+    Mood(3.0, {"hang": 5, "outlived hang": 8, "broken connections": 2, "crash of all": 0}, 0.0, (0.5, 0.5, None)),
+)
 
 
 class Result(msgspec.Struct):
@@ -51,6 +74,7 @@ class Result(msgspec.Struct):
     complaints: list[str]
     operations: int
     faults: Counter[str]
+    counts: Counter[str]
     seconds: float
     trace: list[str]
     history: History
@@ -93,6 +117,7 @@ def run_seed(seed: int, bugs: PlantedBugs = NO_BUGS, keep_trace: bool = False) -
         world.complaints,
         scenario.recorder.operations,
         scenario.faults,
+        world.counts,
         loop.time(),
         world.trace_lines,
         history,
@@ -141,14 +166,16 @@ class Scenario:
         self._bucket = Bucket(world, _store_faults(chance), plain_create=bugs.plain_create)
         self._calm = (self._network.faults, self._bucket.faults)
         self._settings = _settings(chance)
+        mood = self._mood = chance.choice(MOODS)
         self._broker = SimBroker(
             world,
             self._network,
             self._bucket,
             self._settings,
             bugs,
-            kill_hung=chance.random() < 0.4,
-            sweep_seconds=chance.choice((None, 0.5, 3.0)),
+            kill_hung=chance.random() < mood.kills_hung,
+            sweep_seconds=chance.choice(mood.sweep_seconds),
+            compaction=CompactionPolicy(objects=chance.choice((4, 12)), idle_s=1.0) if chance.random() < 0.6 else None,
         )
         self._topics = {"orders": chance.randint(2, 4), "events": chance.randint(1, 3)}
         self._partitions = [(topic, index) for topic, count in self._topics.items() for index in range(count)]
@@ -166,7 +193,14 @@ class Scenario:
         working = [self._spawn(producer.process.spawn, producer.run()) for producer in producers]
         reading = [self._spawn(reader.process.spawn, self._read(reader)) for reader in readers]
         reading += [self._spawn(member.process.spawn, member.run()) for member in members]
-        await self._trouble(working)
+        # What is deleted is no longer checked: not in every seed.
+        if self._chance.random() < 0.3:
+            janitor = Janitor(self.world, self._network, self.recorder, "janitor")
+            self._spawn(janitor.process.spawn, janitor.run(self._partitions))
+            await self._trouble(working)
+            janitor.process.crash()
+        else:
+            await self._trouble(working)
         await self._heal()
         await self._until(asyncio.gather(*working), "producers to be done", PEACE_SECONDS)
         await self._until(self._members_caught_up(members), "the group to catch up", PEACE_SECONDS)
@@ -257,65 +291,67 @@ class Scenario:
     # Faults
 
     async def _trouble(self, working: list[asyncio.Task[Any]]) -> None:
-        """Faults while the producers work, and until there were enough."""
-        kinds: dict[str, tuple[int, Callable[[], None]]] = {
-            "crash": (4, self._crash_worker),
-            "pause": (3, self._pause_briefly),
-            "hang": (3, self._hang),
-            "outlived hang": (2, self._hang_past_two),
-            "outage": (2, self._outage),
-            "cut off": (2, self._cut_off),
-            "lost answers": (3, self._lose_answers),
-            "broken connections": (2, self._break_connections),
-            "clock jump": (1, self._jump_clock),
-            "supervisor crash": (1, self._broker.crash_supervisor),
-            "crash of all": (1, self._crash_all),
+        """Faults while the producers work, and until there were enough. Only those that hit something count."""
+        kinds: dict[str, Callable[[], bool]] = {
+            "crash": self._crash_worker,
+            "pause": self._pause_briefly,
+            "hang": self._hang,
+            "outlived hang": self._hang_past_two,
+            "outage": self._outage,
+            "cut off": self._cut_off,
+            "lost answers": self._lose_answers,
+            "broken connections": self._break_connections,
+            "clock jump": self._jump_clock,
+            "supervisor crash": self._crash_supervisor,
+            "crash of all": self._crash_all,
         }
-        names = list(kinds)
-        weights = [weight for weight, _ in kinds.values()]
-        pace = self._chance.choice((0.7, 1.5, 3.0))
+        weights = [self._mood.weights.get(name, 1) for name in kinds]
         began = self.world.loop.time()
         while True:
-            await asyncio.sleep(self._chance.expovariate(1 / pace))
+            await asyncio.sleep(self._chance.expovariate(1 / self._mood.pace_seconds))
             enough = self.faults.total() >= FAULTS_LEAST and len(self.faults) >= KINDS_LEAST
-            if enough and (all(task.done() for task in working) or self.world.loop.time() - began > 90):
+            enough = enough and self.recorder.operations >= OPERATIONS_LEAST
+            if enough and (all(task.done() for task in working) or self.world.loop.time() - began > TROUBLE_SECONDS):
                 return
-            (name,) = self._chance.choices(names, weights)
+            (name,) = self._chance.choices(list(kinds), weights)
             self.world.trace(f"fault {name}")
-            self.faults[name] += 1
-            kinds[name][1]()
+            if kinds[name]():
+                self.faults[name] += 1
 
     def _some_worker(self) -> WorkerProcess | None:
-        alive = self._broker.alive()
+        alive = [worker for worker in self._broker.alive() if not worker.process.is_paused]
         return alive[self._chance.randrange(len(alive))] if alive else None
 
-    def _crash_worker(self) -> None:
-        if (worker := self._some_worker()) is not None:
+    def _crash_worker(self) -> bool:
+        worker = self._some_worker()
+        if worker is not None:
             worker.process.crash()
+        return worker is not None
 
-    def _pause(self, seconds: float) -> None:
-        if (worker := self._some_worker()) is not None:
+    def _pause(self, seconds: float) -> bool:
+        worker = self._some_worker()
+        if worker is not None:
             worker.process.pause()
             self._later(seconds, worker.process.resume)
+        return worker is not None
 
-    def _pause_briefly(self) -> None:
-        self._pause(self._chance.uniform(0.05, 0.9 * self._settings.worker_hang_timeout_ms / 1000))
+    def _pause_briefly(self) -> bool:
+        return self._pause(self._chance.uniform(0.05, 0.9 * self._settings.worker_hang_timeout_ms / 1000))
 
-    def _hang(self) -> None:
+    def _hang(self) -> bool:
         """Long enough to be replaced; if it is not killed then, it comes back as one that doesn't know it."""
-        self._pause(self._settings.worker_hang_timeout_ms / 1000 + self._chance.uniform(0.2, 12))
+        return self._pause(self._settings.worker_hang_timeout_ms / 1000 + self._chance.uniform(0.2, 12))
 
-    def _hang_past_two(self) -> None:
+    def _hang_past_two(self) -> bool:
         """Long enough to be replaced, and its replacement too: what its log holds nobody needs any more then."""
         worker = self._some_worker()
         if worker is None or worker.configure is None:
-            return
-        hang = self._settings.worker_hang_timeout_ms / 1000
-        index = worker.configure.worker_index
+            return False
         worker.process.pause()
-        replaced = hang + self._chance.uniform(1.5, 4)
-        self._later(replaced, self._crash_replacement, index)
+        replaced = self._settings.worker_hang_timeout_ms / 1000 + self._chance.uniform(1.5, 4)
+        self._later(replaced, self._crash_replacement, worker.configure.worker_index)
         self._later(replaced + self._chance.uniform(2, 15), worker.process.resume)
+        return True
 
     def _crash_replacement(self, index: int) -> None:
         for worker in self._broker.alive():
@@ -323,16 +359,18 @@ class Scenario:
             if configure is not None and configure.worker_index == index and not worker.process.is_paused:
                 worker.process.crash()
 
-    def _outage(self) -> None:
+    def _outage(self) -> bool:
         self._bucket.fail_for(self._chance.uniform(0.2, 5))
+        return True
 
-    def _cut_off(self) -> None:
-        if (worker := self._some_worker()) is not None:
-            name = worker.process.name
-            self._bucket.cut_off.add(name)
-            self._later(self._chance.uniform(0.5, 8), self._bucket.cut_off.discard, name)
+    def _cut_off(self) -> bool:
+        worker = self._some_worker()
+        if worker is not None:
+            self._bucket.cut_off.add(worker.process.name)
+            self._later(self._chance.uniform(0.5, 8), self._bucket.cut_off.discard, worker.process.name)
+        return worker is not None
 
-    def _lose_answers(self) -> None:
+    def _lose_answers(self) -> bool:
         self._bucket.faults = msgspec.structs.replace(
             self._calm[1],
             answer_lost_applied=0.2,
@@ -343,24 +381,33 @@ class Scenario:
             slow=0.2,
         )
         self._later(self._chance.uniform(0.5, 4), self._calm_down)
+        return True
 
     def _calm_down(self) -> None:
         self._bucket.faults = self._calm[1]
 
-    def _break_connections(self) -> None:
+    def _break_connections(self) -> bool:
         links = list(self._network.links)
         for link in self._chance.sample(links, k=(len(links) + 1) // 2):
             self._network.cut(link)
+        return bool(links)
 
-    def _jump_clock(self) -> None:
+    def _jump_clock(self) -> bool:
         """Less than an hour: beyond, Kafka's own check refuses batches whose timestamps lie too far ahead."""
-        if (worker := self._some_worker()) is not None:
+        worker = self._some_worker()
+        if worker is not None:
             worker.clock.wall_offset_ms = self._chance.randint(-3_500_000, 3_500_000)
+        return worker is not None
 
-    def _crash_all(self) -> None:
+    def _crash_supervisor(self) -> bool:
+        self._broker.crash_supervisor()
+        return True
+
+    def _crash_all(self) -> bool:
         for worker in self._broker.workers:
             worker.process.crash()
         self._broker.crash_supervisor()
+        return True
 
     async def _heal(self) -> None:
         self.world.trace("peace")

@@ -110,6 +110,8 @@ class Bucket:
             _now(self.objects.delete([key], Purpose.SWEEP))
         _now(self.objects.put_if_absent(key, [body], Purpose.FLUSH))
         self.bodies[key] = body
+        kind = key.split("/")[1]
+        self.world.counts["segments" if kind == "topics" else f"{kind} objects"] += 1
         self.applied.append(Applied(self.world.loop.time(), process.name, key, False, len(body)))
         self.world.trace(f"store {process.name} put {key} {len(body)} {crc32c(body):08x}")
         return True

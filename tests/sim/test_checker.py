@@ -24,6 +24,7 @@ from tests.sim.history import (
     ProduceAcknowledged,
     ProduceInvoked,
     ProduceRefused,
+    RecordsDeleted,
 )
 
 T0 = ("t", 0)
@@ -95,6 +96,7 @@ PLANTED: list[tuple[str, list[Event], FinalLog]] = [
     ("producer-order", [produced(1, "a", "b")], log("b", "a")),
     ("refused-served", [produced(1, "a"), ProduceRefused(1)], log("a")),
     ("unknown-value", ABC, log("a", "b", "c", "z")),
+    ("log-start", [*ABC, RecordsDeleted(T0, 2)], log("a", "b", "c")),
 ]
 
 
@@ -185,6 +187,7 @@ def test_committed_offsets_that_some_order_explains_are_clean(events: list[Event
         # Without idempotence a record may appear twice.
         ([produced(1, "a", idempotent=False), ProduceAcknowledged(1, 0)], log("a", "a")),
         ([produced(1, "a"), ProduceRefused(1)], log()),
+        ([*ABC, RecordsDeleted(T0, 2), RecordsDeleted(T0, 1)], log("c", start=2)),
     ],
 )
 def test_a_clean_history_passes(events: list[Event], final: FinalLog) -> None:

@@ -13,7 +13,7 @@ import contextvars
 import random
 import traceback
 import weakref
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -153,6 +153,8 @@ class World:
         # What went wrong outside the clients' view: a surprise in a task, a buffer that changed under way.
         self.complaints: list[str] = []
         self.trace_lines: list[str] = []
+        # How often what is worth simulating came about.
+        self.counts: Counter[str] = Counter()
         self._keep_trace = keep_trace
         self._process_of: weakref.WeakKeyDictionary[asyncio.Task[Any], Process] = weakref.WeakKeyDictionary()
         loop.set_task_factory(self._make_task)
