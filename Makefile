@@ -86,6 +86,7 @@ bench: $(VENV)/.development  ## Measure; the result is docs/bench.md
 docs: $(VENV)/.development  ## Write anew the pages that follow from the code
 	$(BIN)/python -m kafscale config --markdown > docs/settings.md
 	$(BIN)/python -m tests.docs_apis > docs/apis.md
+	$(BIN)/python -m tests.docs_file_map
 
 .PHONY: clean
 clean:  ## Remove .venv and all caches; the data stays

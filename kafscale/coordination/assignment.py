@@ -1,7 +1,8 @@
 """Who should own which slot, and how a slot's list of assignments grows and shrinks. Pure.
 
 A slot's list says which logs may still hold its newest manifest; its last entry is the owner. Lists are appended to. An
-entry goes away only where the writer of the version has itself read what makes it superfluous (DESIGN.md section 3):
+entry goes away only where the writer of the version has itself read what makes it superfluous
+(docs/adr/0002-slots-and-the-cluster-log.md):
 
 - a counting checkpoint that names the slot at an entry's epoch: everything before that entry goes;
 - an ended log without a single object that counts: its entry can hold nothing of the slot. The first entry stays all

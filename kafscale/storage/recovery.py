@@ -1,7 +1,7 @@
 """Taking slots over: the newest manifest of each, and what its log says after it. Reads only.
 
-The rule (DESIGN.md section 3): a slot is loaded only when every earlier log in its list has ended or has released that
-assignment; the manifest of the highest epoch counts; none found is an error, unless the list reaches back to the slot's
+The rule (docs/adr/0002-slots-and-the-cluster-log.md): a slot is loaded only when every earlier log in its list has
+ended; the manifest of the highest epoch counts; none found is an error, unless the list reaches back to the slot's
 first epoch. Replay is harmless where the manifest already knows: what lies below the high watermark is skipped.
 """
 
@@ -61,7 +61,7 @@ async def load_slots(
 ) -> dict[int, LoadedSlot]:
     """Read every slot of `earlier` (slot → its earlier assignments, oldest first).
 
-    Waits until every log named there has ended or released what it was assigned. Raises Corrupt.
+    Waits until every log named there has ended. Raises Corrupt.
     """
     log_ids = sorted({assignment.log_id for assignments in earlier.values() for assignment in assignments})
     ends = dict(

@@ -1,7 +1,7 @@
 """The reading end of a worker's log: finding its newest checkpoint, ending it with a seal, reading what counts.
 
 Used by whoever takes over slots: the supervisor seals, the new owner verifies that the log has ended, then replays. The
-rules (DESIGN.md section 4, "What counts" and "The end of a log"):
+rules (docs/adr/0003-the-log-and-fencing.md):
 
 - A checkpoint at sequence s that covers c counts when every number in [c, s) is taken and none of them is a seal. That
   everything below c is taken is vouched for by its writer, who alone writes checkpoints into its log and only covers
