@@ -16,7 +16,7 @@ from typing import Any
 from kafscale.config import Settings
 from kafscale.control import CommandReply, CommandRequest, NodeAddress
 from kafscale.coordination.cluster import Assignment, ClusterState, Topic, Version, apply, slot_of
-from kafscale.coordination.commands import CreateTopic, decide_all, decode_commands, encode_results
+from kafscale.coordination.commands import CreateTopic, Draft, decide_all, decode_commands, encode_results
 from kafscale.coordination.topic_configs import effective
 from kafscale.errors import Invalid
 from kafscale.protocol.api import APIS, ApiKey, decode_response, encode_request
@@ -141,7 +141,7 @@ class Node:
     def answer(self, request: CommandRequest) -> None:
         state = self.cluster.state
         changes, results = decide_all(
-            state,
+            Draft(state),
             decode_commands(request.commands),
             lambda: next(self._topic_numbers).to_bytes(16, "big"),
             self.clock.wall_ms(),
@@ -156,7 +156,8 @@ class Node:
     # The client
 
     async def create(self, name: str, partitions: int = 4) -> Topic:
-        (result,) = await self.admin.submit([CreateTopic(name=name, partitions=partitions)])
+        # A controller that fails must fail the test, not hang it.
+        (result,) = await asyncio.wait_for(self.admin.submit([CreateTopic(name=name, partitions=partitions)]), 10)
         assert result.topic is not None, result
         return result.topic
 

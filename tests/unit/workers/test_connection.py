@@ -310,6 +310,44 @@ def test_waiting_requests_are_bounded_in_bytes() -> None:
     assert len(recorder.frames) == 17
 
 
+def test_what_has_waited_no_longer_counts() -> None:
+    """Many times the bound may wait over time, as long as little waits at once; and waiting room is all free again."""
+    recorder = Recorder()
+    bench = Bench(recorder)
+    transport = bench.connect()
+    for number in range(40):
+        transport.send(framed(body_of(FETCH, number)) + framed(body_of(PRODUCE, number, 60_000)))
+        for pending in recorder.pending[-2:]:
+            if not pending._is_answered:
+                pending.answer(b"x")
+        recorder.pending[-1].answer(b"x")
+        bench.settle()
+        assert transport.is_reading
+        assert not transport.unread
+    assert len(recorder.frames) == 80
+
+
+def test_a_long_queue_answered_at_once_is_no_deep_recursion() -> None:
+    """Requests that waited and are answered within dispatch follow each other in a loop."""
+    held: list[Pending] = []
+
+    def dispatch(
+        connection: Connection, buffer: bytearray | memoryview, start: int, end: int, pending: Pending
+    ) -> None:
+        if bytes(buffer[start : start + 2]) == FETCH:
+            held.append(pending)
+        else:
+            pending.answer(b"x")
+
+    bench = Bench(dispatch)
+    transport = bench.connect()
+    frames = [framed(body_of(FETCH, 0)), *[framed(body_of(PRODUCE, n)) for n in range(WAITING_FRAMES_MAX - 1)]]
+    transport.send(b"".join(frames))
+    held[0].answer(b"x")
+    bench.settle()
+    assert len(transport.written) == WAITING_FRAMES_MAX
+
+
 def test_produce_requests_in_flight_are_bounded() -> None:
     """A producer that never waits is not read beyond a number of requests."""
     recorder = Recorder()
@@ -397,6 +435,26 @@ def test_without_memory_reading_stops_and_goes_on() -> None:
     transport.send()
     assert recorder.frames == [frames[0], body_of(PRODUCE, 7), *frames[1:]]
     assert recorder.buffers[2] == frames[1]
+
+
+def test_memory_goes_to_those_that_waited_longest() -> None:
+    """A large frame is not passed over for ever by smaller ones that came later."""
+    recorder = Recorder()
+    bench = Bench(recorder, slabs=SlabPool(MIB, MIB))
+    held = [bench.slabs.take(300_000) for _ in range(3)]
+    first, second = bench.connect(), bench.connect()
+    first.send(framed(body_of(PRODUCE, 1, 900_000)))
+    second.send(framed(body_of(PRODUCE, 2, 800_000)))
+    for _ in range(3):
+        bench.clock.advance(0.05)
+        assert not recorder.frames
+    held.clear()
+    for _ in range(3):
+        bench.clock.advance(0.05)
+        for transport in (first, second):
+            transport.send()
+        recorder.buffers.clear()
+    assert [frame[2:6] for frame in recorder.frames] == [b"\0\0\0\1", b"\0\0\0\2"]
 
 
 @settings(max_examples=60, deadline=None)
@@ -545,11 +603,14 @@ def test_idle_connections_are_closed_and_only_they() -> None:
 
 def test_a_client_that_never_reads_is_closed_in_the_end() -> None:
     """Waiting for an answer is no excuse for not taking those that are there; nor does closing wait for ever."""
-    bench = Bench(echo, Settings(connections_idle_ms=60_000))
+    recorder = Recorder()
+    bench = Bench(recorder, Settings(connections_idle_ms=60_000))
     transport = bench.connect()
     transport.send(framed(body_of(FETCH, 1)) * 3)
+    recorder.pending[0].answer(b"x")
+    bench.settle()
     transport.protocol.pause_writing()
-    transport.send(framed(body_of(FETCH, 1)) * 3)
+    assert transport.protocol.unanswered
     bench.clock.advance(65)
     assert transport.is_closing
     assert not transport.was_aborted

@@ -380,8 +380,8 @@ def test_repeated_answers_are_the_same_and_follow_the_cluster() -> None:
     asyncio.run(scenario())
 
 
-def test_answers_with_errors_are_not_repeated() -> None:
-    """A topic that was missing is looked for again, and may be created by the next request."""
+def test_answers_that_change_something_are_not_repeated() -> None:
+    """A topic whose creation failed is asked for again by the next request."""
 
     async def scenario() -> None:
         node = Node()
