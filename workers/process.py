@@ -30,6 +30,7 @@ from kafscale.control import (
     Drain,
     DropListener,
     ToSupervisor,
+    ToWorker,
     encode_frame,
     worker_side_reader,
 )
@@ -57,6 +58,8 @@ class Process(asyncio.Protocol):
         self._clock = SystemClock()
         self._transport: asyncio.Transport | None = None
         self._worker: Worker | None = None
+        # What came with `Configure` in one read. A version of the cluster log among it is not told twice.
+        self._early: list[ToWorker] = []
         self._configure: Configure | None = None
         self._servers: dict[int, asyncio.Server] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -77,8 +80,10 @@ class Process(asyncio.Protocol):
                     self._run(self._adopt(worker_index))
                 case DropListener(worker_index):
                     self._drop(worker_index)
+                case _ if self._worker is None:
+                    self._early.append(message)  # type: ignore[arg-type]
                 case _:
-                    if self._worker is not None and not self._worker.is_stopped:
+                    if not self._worker.is_stopped:
                         self._worker.receive(message)  # type: ignore[arg-type]
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -102,6 +107,9 @@ class Process(asyncio.Protocol):
         # Ids must differ between incarnations: seeded by the operating system.
         source = random.Random(int.from_bytes(os.urandom(16), "big"))
         self._worker = Worker(configure, store, self._clock, source, metrics, self.send, self._stopped)
+        for message in self._early:
+            self._worker.receive(message)
+        self._early.clear()
         await self._worker.start(self._listen_to_clients)
         gc.collect()
         gc.freeze()
