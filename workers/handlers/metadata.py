@@ -43,8 +43,8 @@ def handle(
     if version == 0 and not message.topics:
         message = msgspec.structs.replace(message, topics=None)
     if message.topics is not None:
-        if version < IDS_FROM and any(topic.name is None for topic in message.topics):
-            raise Invalid(ErrorCode.INVALID_REQUEST, f"a topic without a name in Metadata v{version}")
+        if version < IDS_FROM and any(topic.name is None or topic.topic_id != ZERO_UUID for topic in message.topics):
+            raise Invalid(ErrorCode.INVALID_REQUEST, f"a topic without a name, or with an id, in Metadata v{version}")
         if message.allow_auto_topic_creation and context.settings.auto_create_topics:
             known = context.cluster.state.topics
             names = dict.fromkeys(t.name for t in message.topics if t.name is not None and t.topic_id == ZERO_UUID)
