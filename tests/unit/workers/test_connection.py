@@ -317,6 +317,7 @@ def test_what_has_waited_no_longer_counts() -> None:
     transport = bench.connect()
     for number in range(40):
         transport.send(framed(body_of(FETCH, number)) + framed(body_of(PRODUCE, number, 60_000)))
+        assert transport.is_reading, "one small frame waits"
         for pending in recorder.pending[-2:]:
             if not pending._is_answered:
                 pending.answer(b"x")

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from kafscale.coordination.commands import MAX_COMMANDS
+from kafscale.coordination.commands import MAX_COMMANDS, decode_commands
 from kafscale.protocol.api import ApiKey
 from kafscale.protocol.error_codes import ErrorCode
 from kafscale.protocol.messages.create_partitions import (
@@ -152,6 +152,7 @@ def test_a_hundred_thousand_topics_in_one_request() -> None:
         codes = Counter(result.error_code for result in results)
         assert codes == {0: MAX_COMMANDS, ErrorCode.POLICY_VIOLATION: 100_000 - MAX_COMMANDS}
         assert len(node.cluster.state.topics) == MAX_COMMANDS
+        assert len(decode_commands(node.requests[0].commands)) == MAX_COMMANDS
         (only,) = await create(node, 5, *[wanted("same")] * 100_000)
         assert only.error_code == ErrorCode.INVALID_REQUEST
         assert len(node.requests) == 1
