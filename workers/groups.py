@@ -29,6 +29,9 @@ from kafscale.storage.partition import PartitionLog
 from kafscale.storage.reads import ColdReader
 from workers.context import ClusterView
 
+# When the oldest data has waited so long to become durable, no more is begun.
+STALLED_SECONDS = 5.0
+
 # Takes a shard, the request's token, monotonic milliseconds and wall milliseconds.
 Call = Callable[[GroupShard, Token, int, int], Outcome]
 
@@ -94,6 +97,9 @@ class Groups:
 
         Raises Retry (NOT_COORDINATOR, COORDINATOR_LOAD_IN_PROGRESS) where the group is not coordinated here.
         """
+        if self._flusher.oldest_age() > STALLED_SECONDS:
+            # Or everyone who comes back would leave one more request waiting.
+            raise Retry(ErrorCode.COORDINATOR_NOT_AVAILABLE, "the object store does not answer; try again later")
         index = self.partition_of(group_id)
         coordinated = self._serving.get(index)
         if coordinated is None:

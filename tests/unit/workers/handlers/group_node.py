@@ -156,7 +156,7 @@ class GroupNode:
         correlation_id = next(self._correlation_ids)
         frame = bytearray(b"".join(encode_request(api, version, correlation_id, client_id, message)))
         pending: Any = _Pending()
-        connection: Any = SimpleNamespace(client_host=CLIENT_HOST, principal="User:ANONYMOUS")
+        connection: Any = SimpleNamespace(repeated_produce=None, client_host=CLIENT_HOST, principal="User:ANONYMOUS")
         self.dispatcher(connection, frame, 4, len(frame), pending)
         # The receive buffer is used again at once.
         frame[:] = bytes(len(frame))
