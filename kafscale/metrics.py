@@ -157,9 +157,9 @@ LOOP_LAG_MAX = _declare.gauge(
 )
 
 # Records.
-RECORDS_PRODUCED = _declare.counter("kafscale_produced_records_total", "Records acknowledged.", per_worker=True)
-BATCHES_PRODUCED = _declare.counter("kafscale_produced_batches_total", "Record batches acknowledged.")
-BYTES_PRODUCED = _declare.counter("kafscale_produced_bytes_total", "Bytes of acknowledged batches.", per_worker=True)
+RECORDS_PRODUCED = _declare.counter("kafscale_produced_records_total", "Records appended and durable.", per_worker=True)
+BATCHES_PRODUCED = _declare.counter("kafscale_produced_batches_total", "Record batches appended and durable.")
+BYTES_PRODUCED = _declare.counter("kafscale_produced_bytes_total", "Bytes of those batches.", per_worker=True)
 DUPLICATES = _declare.counter("kafscale_duplicate_batches_total", "Batches of idempotent producers sent again.")
 BYTES_FETCHED = _declare.counter("kafscale_fetched_bytes_total", "Bytes of batches sent to consumers.", per_worker=True)
 PRODUCE_LATENCY = _declare.latency("kafscale_produce_seconds", "From a produce request's arrival to its answer.")

@@ -141,8 +141,7 @@ class RepeatedProduce:
             (self._topic, partition.index, 0, base_offset, -1, partition.log_start_offset, None, None)
         ]
         (correlation_id,) = _INT32(buffer, start + 4)
-        sizes = (1, header.record_count, length)
-        waiting = WaitingProduce(metrics, self._version, correlation_id, pending, results, sizes, now, self._timeout_ms)
+        waiting = WaitingProduce(metrics, self._version, correlation_id, pending, results, now, self._timeout_ms)
         flush.answers.append(waiting.complete)
         if flusher.is_full:
             context.hold_produce()

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-from kafscale.metrics import (
-    BATCHES_PRODUCED,
-    BYTES_PRODUCED,
-    PRODUCE_LATENCY,
-    RECORDS_PRODUCED,
-    MetricsBlock,
-    error_cell,
-)
+from kafscale.metrics import PRODUCE_LATENCY, MetricsBlock, error_cell
 from kafscale.protocol.error_codes import ErrorCode
 from kafscale.protocol.produce import ProduceResult, encode_produce_response
 from workers.connection import Pending
 
 
 class WaitingProduce:
-    """A produce request whose flush is not durable yet. `sizes`: batches, records and bytes that it holds."""
+    """A produce request whose flush is not durable yet."""
 
-    __slots__ = ("_arrived", "_correlation_id", "_expires", "_metrics", "_pending", "_results", "_sizes", "_version")
+    __slots__ = ("_arrived", "_correlation_id", "_metrics", "_pending", "_results", "_timeout_ms", "_version")
 
     def __init__(
         self,
@@ -27,7 +20,6 @@ class WaitingProduce:
         correlation_id: int,
         pending: Pending,
         results: list[ProduceResult],
-        sizes: tuple[int, int, int],
         arrived: float,
         timeout_ms: int,
     ) -> None:
@@ -36,9 +28,8 @@ class WaitingProduce:
         self._correlation_id = correlation_id
         self._pending: Pending | None = pending
         self._results = results
-        self._sizes = sizes
         self._arrived = arrived
-        self._expires = arrived + timeout_ms / 1000
+        self._timeout_ms = timeout_ms
 
     def complete(self, now: float) -> None:
         """Everything is durable: say so."""
@@ -46,18 +37,13 @@ class WaitingProduce:
         if pending is None:
             return
         self._pending = None
-        cells = self._metrics.cells
-        batches, records, size = self._sizes
-        cells[BATCHES_PRODUCED] += batches
-        cells[RECORDS_PRODUCED] += records
-        cells[BYTES_PRODUCED] += size
-        PRODUCE_LATENCY.observe(cells, int((now - self._arrived) * 1e6))
+        PRODUCE_LATENCY.observe(self._metrics.cells, int((now - self._arrived) * 1e6))
         pending.answer(encode_produce_response(self._version, self._correlation_id, self._results))
 
     def expire(self, now: float) -> None:
         """The client's patience is over: say that we can't tell (retriable; an idempotent producer sends it again)."""
         pending = self._pending
-        if pending is None or now < self._expires:
+        if pending is None or now < self._arrived + self._timeout_ms / 1000:
             return
         self._pending = None
         code = ErrorCode.REQUEST_TIMED_OUT

@@ -33,11 +33,14 @@ from kafscale.coordination.cluster import apply, decode_state, decode_version
 from kafscale.errors import Corrupt
 from kafscale.errors import Fenced as FencedError
 from kafscale.metrics import (
+    BATCHES_PRODUCED,
+    BYTES_PRODUCED,
     FENCED,
     FLUSH_BYTES,
     FLUSH_LATENCY,
     FLUSH_PARTITIONS,
     FLUSHES,
+    RECORDS_PRODUCED,
     SLOTS_TAKEN_OVER,
     MetricsBlock,
 )
@@ -298,6 +301,9 @@ class Worker:
         cells[FLUSHES] += 1
         cells[FLUSH_BYTES] += flush.bytes
         cells[FLUSH_PARTITIONS] += len(flush.placed)
+        cells[BATCHES_PRODUCED] += flush.batches
+        cells[BYTES_PRODUCED] += flush.bytes
+        cells[RECORDS_PRODUCED] += sum(extent.last_offset - extent.base_offset + 1 for _, extent in flush.placed)
         FLUSH_LATENCY.observe(cells, int(seconds * 1e6))
         self.ownership.flushed(flush)
         self.checkpointer.flushed(flush)

@@ -11,7 +11,6 @@ from kafscale.errors import Invalid, Retry
 from kafscale.metrics import DUPLICATES, error_cell
 from kafscale.protocol.batches import (
     NO_LIMIT,
-    BatchHeader,
     check_produced,
     read_header,
     stamp_log_append_time,
@@ -45,7 +44,6 @@ def handle(
     refusal = _refusal(view.acks, view.transactional_id)
     results: list[ProduceResult] = []
     flush: Flush | None = None
-    batches = record_count = size = 0
     failed = False
     for topic, index, records in view.partitions:
         partition = find(topic, index)
@@ -54,7 +52,7 @@ def handle(
             failed = True
             continue
         try:
-            header, base_offset, waits_for = _append(context, partition, records, is_kept, version, now_ms)
+            base_offset, waits_for = _append(context, partition, records, is_kept, version, now_ms)
         except (Invalid, Retry) as error:
             results.append((topic, index, error.code, -1, -1, -1, str(error), None))
             failed = True
@@ -63,9 +61,6 @@ def handle(
             flush = waits_for
         appended_ms = now_ms if partition.config.log_append_time else -1
         results.append((topic, index, 0, base_offset, appended_ms, partition.log_start_offset, None, None))
-        batches += 1
-        record_count += header.record_count
-        size += len(records)
     if failed:
         _count_errors(context, results)
     if view.acks == 0:
@@ -78,11 +73,8 @@ def handle(
         nodes = leader_addresses(context, results, 7) if failed and version >= FIRST_WITH_LEADERS else ()
         pending.answer(encode_produce_response(version, request.header.correlation_id, results, nodes=nodes))
         return
-    sizes = (batches, record_count, size)
     correlation_id = request.header.correlation_id
-    waiting = WaitingProduce(
-        context.metrics, version, correlation_id, pending, results, sizes, arrived, view.timeout_ms
-    )
+    waiting = WaitingProduce(context.metrics, version, correlation_id, pending, results, arrived, view.timeout_ms)
     flush.answers.append(waiting.complete)
     if context.flusher.is_full:
         context.hold_produce()
@@ -92,8 +84,8 @@ def handle(
 
 def _append(
     context: Context, partition: PartitionLog, records: memoryview, is_kept: bool, version: int, now_ms: int
-) -> tuple[BatchHeader, int, Flush | None]:
-    """Check one partition's batch and append it. Returns its header, its base offset and the flush to wait for.
+) -> tuple[int, Flush | None]:
+    """Check one partition's batch and append it. Returns its base offset and the flush to wait for.
 
     Raises Invalid.
     """
@@ -114,7 +106,7 @@ def _append(
         if duplicate is not None:
             context.metrics.cells[DUPLICATES] += 1
             is_durable = duplicate.last_offset < partition.high_watermark or context.bugs.duplicate_answered_early
-            return header, duplicate.base_offset, None if is_durable else partition.last_flush
+            return duplicate.base_offset, None if is_durable else partition.last_flush
     batch = records if is_kept else bytearray(records)
     if config.log_append_time:
         stamp_log_append_time(batch, now_ms)
@@ -123,8 +115,7 @@ def _append(
         newest = max_timestamp_record(batch)
         stamp_max_timestamp(batch, newest[1] if newest is not None else header.base_timestamp)
         header = read_header(batch)
-    base_offset, flush = context.flusher.append(partition, batch, header, now_ms)
-    return header, base_offset, flush
+    return context.flusher.append(partition, batch, header, now_ms)
 
 
 def _refusal(acks: int, transactional_id: str | None) -> tuple[int, str] | None:
