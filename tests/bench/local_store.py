@@ -16,7 +16,6 @@ import tempfile
 import time
 from pathlib import Path
 
-from kafscale.clock import SystemClock
 from kafscale.storage.local import LocalStore
 from kafscale.storage.store import Buffer, Purpose
 
