@@ -120,7 +120,7 @@ class Worker:
         self.log = WorkerLog(metered, keys, configure.log_id, clock, random_source, self._fenced, bugs)
         tail = TailCache(settings.cache_bytes - settings.cache_bytes // COLD_SHARE)
         self.flusher = Flusher(self.log, keys, clock, _flush_policy(settings), tail, self._flushed, bugs)
-        reader = ColdReader(metered, settings.cache_bytes // COLD_SHARE)
+        reader = ColdReader(metered, clock, settings.cache_bytes // COLD_SHARE)
         self.groups = Groups(settings, clock, self.cluster, self.flusher, reader, random_source)
         self.ownership = Ownership(
             settings,
@@ -307,8 +307,7 @@ class Worker:
         FLUSH_LATENCY.observe(cells, int(seconds * 1e6))
         self.ownership.flushed(flush)
         self.checkpointer.flushed(flush)
-        if flush.placed:
-            self.compactor.flushed(flush.bytes)
+        self.compactor.flushed(flush.small_bytes)
         if self.connections.is_produce_held and not self.flusher.is_full:
             self.connections.release_produce()
 

@@ -315,13 +315,17 @@ def iterate(buffer: Buffer) -> Iterator[tuple[int, BatchHeader]]:
 
 def check_stored(buffer: Buffer) -> int:
     """Verifies frame and CRC of every batch read from the store. Returns how many there are. Raises `Corrupt`."""
+    return sum(1 for _ in stored_batches(buffer))
+
+
+def stored_batches(buffer: Buffer) -> Iterator[int]:
+    """Size in bytes of each batch read from the store, its frame and CRC verified. Raises `Corrupt`."""
     view = memoryview(buffer)
-    count = 0
     for position, header in iterate(view):
-        if crc32c(view[position + ATTRIBUTES_AT : position + header.size_bytes]) != header.crc:
+        size = header.size_bytes
+        if crc32c(view[position + ATTRIBUTES_AT : position + size]) != header.crc:
             raise Corrupt(f"batch at {position} (base offset {header.base_offset}) does not match its CRC")
-        count += 1
-    return count
+        yield size
 
 
 def build_batch(

@@ -1,6 +1,6 @@
 """Compaction: rewrites small objects into segments and packs, so that few objects are live and old data reads in runs.
 
-Owns the counters that say when it is due and the numbers of the new objects. A round takes what lies in small objects
+Owns the counters that say when it is due and the numbers of the new objects. A round takes what lies in small pieces
 (`compaction_plan.py` says which), from memory where it still is there, writes segments and one pack, and puts the new
 extents in the place of the old. What must always hold:
 
@@ -31,13 +31,13 @@ from kafscale.storage.compaction_plan import (
     SEGMENT_MIN_BYTES,
     Run,
     Survey,
-    data_from,
     largest_segment_bytes,
     pieces_in,
     rounds_of,
     runs_in,
+    unsettled,
 )
-from kafscale.storage.extents import CHECKED_WHOLE_BYTES, Extent, checksum_of
+from kafscale.storage.extents import Extent
 from kafscale.storage.keys import Keys, index_of
 from kafscale.storage.log_objects import HEADER_BYTES, encode_footer
 from kafscale.storage.packs import PACK_ROW, encode_pack_header
@@ -67,8 +67,9 @@ class ObjectReferences(Protocol):
 
 
 class CompactionPolicy(msgspec.Struct, frozen=True, kw_only=True):
-    """When data objects are compacted: so many or so many bytes of them since the last round, or any two of them after
-    so long without a flush. `bytes` should be well below the tail cache, so that nothing need be read back."""
+    """When the small extents of data objects are compacted: when so many objects have some, or so many bytes lie in
+    them, or two objects have some and none was added for so long. `bytes` should be well below the tail cache, so that
+    nothing need be read back."""
 
     objects: int = 256
     bytes: int = 128 << 20
@@ -87,6 +88,25 @@ class CompactionResult(msgspec.Struct):
     extents_after: int = 0
     damaged: int = 0
     outrun: int = 0
+
+
+class _SegmentBody:
+    """What one segment is to hold; `crc` is of all its pieces."""
+
+    __slots__ = ("bytes", "chunks", "crc", "pieces")
+
+    def __init__(self) -> None:
+        self.chunks: list[Chunk] = []
+        self.pieces: list[Buffer] = []
+        self.bytes = 0
+        self.crc = 0
+
+    def add(self, chunk: Chunk) -> None:
+        self.chunks.append(chunk)
+        self.bytes += chunk.length
+        self.pieces += chunk.pieces
+        for piece in chunk.pieces:
+            self.crc = crc32c(piece, self.crc)
 
 
 class Compactor:
@@ -121,21 +141,25 @@ class Compactor:
         self._policy = policy or CompactionPolicy()
         self._pace = Pace(clock)
         self._number = 0
-        # Data objects that wait, as far as known, and their bytes.
+        # Data objects with small extents, as far as known, and the bytes of these.
         self._objects = 0
         self._bytes = 0
         self._flushed_at = clock.monotonic()
         self._look_at_all = True
+        # Up to where each partition's data is compacted or to stay: see `Survey`.
+        self._settled: dict[PartitionLog, int] = {}
         self._rounds = 0
         # Extents that could not be read as what they must be: left alone from then on.
         self._damaged: set[Place] = set()
         self._running = asyncio.Lock()
 
-    def flushed(self, byte_count: int) -> None:
-        """One more data object with `byte_count` bytes of batches is durable."""
-        self._objects += 1
-        self._bytes += byte_count
-        self._flushed_at = self._clock.monotonic()
+    def flushed(self, small_bytes: int) -> None:
+        """One more data object is durable, `small_bytes` of it in extents below LARGE_EXTENT_BYTES; 0: there is nothing
+        to compact in it."""
+        if small_bytes:
+            self._objects += 1
+            self._bytes += small_bytes
+            self._flushed_at = self._clock.monotonic()
 
     def slots_loaded(self) -> None:
         """Slots were taken over: what they hold is yet to be looked at."""
@@ -169,11 +193,12 @@ class Compactor:
 
     async def _next_job(self, partitions: list[PartitionLog]) -> list[Run]:
         whole = self._look_at_all and not self._is_data_due()
-        survey = Survey(self._keys, whole, self._damaged)
+        survey = Survey(self._keys, whole, self._damaged, self._settled)
         objects_before, bytes_before = self._objects, self._bytes
         for partition in partitions:
             for looked_at in survey.add(partition):
                 await self._pace.spend(1 + looked_at // _EXTENTS_PER_WORK)
+        self._settled = survey.settled
         # What was flushed meanwhile is counted on top, seen or not.
         self._objects += len(survey.data) - objects_before
         self._bytes += sum(survey.data.values()) - bytes_before
@@ -185,25 +210,35 @@ class Compactor:
                 self._look_at_all = True
             self._objects -= len(chosen)
             self._bytes -= sum(survey.data[key] for key in chosen)
-            return await self._runs(partitions, chosen, whole)
+            return await self._data_runs(partitions, chosen)
         if not whole:
             return []
         for is_full, packs in survey.packs_by_class():
-            runs = await self._runs(partitions, set(packs), True)
+            runs = await self._pack_runs(partitions, set(packs))
             if not is_full or sum(map(pieces_in, runs)) >= FAN_IN * len(runs):
                 return runs
         self._look_at_all = bool(survey.segment_runs)
         return survey.segment_runs
 
-    async def _runs(self, partitions: list[PartitionLog], chosen: set[str], whole: bool) -> list[Run]:
+    async def _data_runs(self, partitions: list[PartitionLog], chosen: set[str]) -> list[Run]:
         runs: list[Run] = []
         for partition in partitions:
-            extents = partition.extents[0 if whole else data_from(partition, self._keys.log_prefix) :]
-            for run in runs_in(extents, partition, chosen, self._damaged):
-                if run is not None:
-                    runs.append(run)
-                await self._pace.spend(STEP_WORK if run is None else 1)
+            extents = unsettled(partition, self._settled)
+            await self._add_runs(runs_in(extents, partition, chosen, self._damaged, True), runs)
         return runs
+
+    async def _pack_runs(self, partitions: list[PartitionLog], chosen: set[str]) -> list[Run]:
+        runs: list[Run] = []
+        for partition in partitions:
+            extents = list(partition.extents)
+            await self._add_runs(runs_in(extents, partition, chosen, self._damaged, False), runs)
+        return runs
+
+    async def _add_runs(self, found: Iterable[Run | None], runs: list[Run]) -> None:
+        for run in found:
+            if run is not None:
+                runs.append(run)
+            await self._pace.spend(STEP_WORK if run is None else 1)
 
     async def _rewrite(self, runs: list[Run], result: CompactionResult) -> None:
         """Rewrite the runs, at most ROUND_BYTES of them, and put them in place."""
@@ -229,9 +264,12 @@ class Compactor:
         if small:
             await self._write_pack(small, result)
         for start in range(0, len(large), WRITES_AT_ONCE):
+            # Here, and not in each of the writes that go on at once: these would all take their steps in the same turn.
+            bodies = [
+                (run, await self._segment_bodies(run, chunks)) for run, chunks in large[start : start + WRITES_AT_ONCE]
+            ]
             written = await asyncio.gather(
-                *(self._write_segments(run, chunks, result) for run, chunks in large[start : start + WRITES_AT_ONCE]),
-                return_exceptions=True,
+                *(self._write_segments(run, parts, result) for run, parts in bodies), return_exceptions=True
             )
             for outcome in written:
                 if isinstance(outcome, BaseException):
@@ -259,7 +297,7 @@ class Compactor:
                     extent.position,
                     extent.length,
                 )
-            await self._pace.spend(1 + len(chunks))
+            await self._pace.spend(2 * len(chunks))
         parts += [table, encode_footer(position, table)]
         await self._write(key, parts)
         result.packs += 1
@@ -271,51 +309,47 @@ class Compactor:
         if not is_named:
             self._references.unreferenced.append(key)
 
-    async def _write_segments(self, run: Run, chunks: list[Chunk], result: CompactionResult) -> None:
-        """Write a run as segments, each no larger than the topic's setting, and replace it when all are durable."""
+    async def _segment_bodies(self, run: Run, chunks: list[Chunk]) -> list[_SegmentBody]:
+        """The run as segments, each no larger than the topic's setting."""
         largest = largest_segment_bytes(run.partition)
-        groups: list[list[Chunk]] = [[]]
-        size = 0
+        bodies = [_SegmentBody()]
         for chunk in chunks:
-            if groups[-1] and size + chunk.length > largest:
-                groups.append([])
-                size = 0
-            groups[-1].append(chunk)
-            size += chunk.length
+            if bodies[-1].chunks and bodies[-1].bytes + chunk.length > largest:
+                bodies.append(_SegmentBody())
+            bodies[-1].add(chunk)
+            await self._pace.spend_on(chunk.length)
+        return bodies
+
+    async def _write_segments(self, run: Run, bodies: list[_SegmentBody], result: CompactionResult) -> None:
+        """Write a run's segments, and replace it when all are durable."""
         replacements: list[Extent] = []
         keys: list[str] = []
         try:
-            for group in groups:
-                key, placed = await self._write_segment(run.partition, group)
+            for body in bodies:
+                key, placed = await self._write_segment(run.partition, body)
                 keys.append(key)
                 replacements += placed
         except StoreUnavailable:
             self._give_up_segments(keys)
             raise
         result.segments += len(keys)
-        result.bytes_written += sum(chunk.length for chunk in chunks)
+        result.bytes_written += sum(body.bytes for body in bodies)
         if not self._replace(run, replacements, result):
             self._give_up_segments(keys)
 
-    async def _write_segment(self, partition: PartitionLog, chunks: list[Chunk]) -> tuple[str, list[Extent]]:
+    async def _write_segment(self, partition: PartitionLog, body: _SegmentBody) -> tuple[str, list[Extent]]:
+        chunks = body.chunks
         base_offset, last_offset = chunks[0].base_offset, chunks[-1].last_offset
-        crc = 0
-        body: list[Buffer] = []
-        for chunk in chunks:
-            for piece in chunk.pieces:
-                crc = crc32c(piece, crc)
-                body.append(piece)
-            await self._pace.spend_on(chunk.length)
         key = self._keys.segment(
             partition.topic, partition.topic_id, partition.index, base_offset, self._log_id, self._take_number()
         )
         placed = _place(chunks, key, SEGMENT_HEADER_BYTES)
         index = encode_index(_INDEX_INTERVAL, [(extent.base_offset, extent.position) for extent in placed])
         records = sum(chunk.records for chunk in chunks)
-        head, foot = frame_segment(base_offset, last_offset, records, self._clock.wall_ms(), crc)
+        head, foot = frame_segment(base_offset, last_offset, records, self._clock.wall_ms(), body.crc)
         try:
             await self._write(index_of(key), [index])
-            await self._write(key, [head, *body, foot])
+            await self._write(key, [head, *body.pieces, foot])
         except StoreUnavailable:
             self._give_up_segments([key])
             raise
@@ -369,9 +403,9 @@ def _place(chunks: Sequence[Chunk], key: str, position: int) -> list[Extent]:
     for chunk in chunks:
         views = chunk.pieces if chunk.is_hot else None
         extent = Extent(chunk.base_offset, chunk.last_offset, chunk.max_timestamp, key, position, chunk.length, views)
-        if views is not None and chunk.length <= CHECKED_WHOLE_BYTES:
+        if chunk.checksum is not None:
             extent.batches = chunk.batches
-            extent.checksum = checksum_of(views)
+            extent.checksum = chunk.checksum
         placed.append(extent)
         position += chunk.length
     return placed

@@ -3,8 +3,15 @@
 Owns the size classes. It looks at partitions and changes nothing; every extent it sees is durable, since only such ones
 are in a partition's list. Objects come in three kinds: data objects of logs, packs and segments.
 
+Large extents (LARGE_EXTENT_BYTES and more) of data objects stay where they are. They read well as it is, and rewriting
+would double the bytes written by whoever produces at full speed. Such an extent ends a run of its neighbours and a
+stretch of segments to be merged. Its object lives as long as the extent does, with what else was in it: dead bytes, at
+most a flush beside 256 KiB. Compaction alone makes them at most as many as are alive, since whatever it leaves behind
+has one live copy elsewhere; only when these copies are deleted before the large extent does the rest of its object
+outlast its use (16 times as much as is alive at worst, with flushes of 4 MiB).
+
 Classes are powers of FAN_IN, and what is merged comes out at least one class higher, so a byte is rewritten at most
-- once from its data object,
+- once from its data object, and that only if its extent is small,
 - once per class of packs, 64 KiB to 32 MiB: 4 times, and full packs again while their extents are short: 3 times,
 - once per class of segments, 1 MiB to half of the largest: 2 times,
 and mostly far less, since a partition that comes to SEGMENT_MIN_BYTES in a job skips the packs. At most FAN_IN - 1
@@ -14,12 +21,12 @@ the largest segment.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 
 import msgspec
 
-from kafscale.storage.extents import Extent
+from kafscale.storage.extents import LARGE_EXTENT_BYTES, Extent, extent_at
 from kafscale.storage.keys import Keys
 from kafscale.storage.partition import PartitionLog
 from kafscale.storage.rewriting import Place
@@ -63,35 +70,51 @@ class _Piece(msgspec.Struct, gc=False):
 
 
 class Survey:
-    """What lies in small objects. `whole`: look at everything, not only at the data objects' extents at the end."""
+    """What is to be compacted. `whole`: look at everything, packs and segments too.
 
-    def __init__(self, keys: Keys, whole: bool, damaged: Collection[Place]) -> None:
-        # Live bytes of each data object.
+    Else only what an earlier survey has not found to be settled is looked at: `settled` says, for each partition, below
+    which offset no small extent lies in a data object. So the cost follows what is new, however much stays in place.
+    """
+
+    def __init__(
+        self, keys: Keys, whole: bool, damaged: Collection[Place], settled: Mapping[PartitionLog, int] | None = None
+    ) -> None:
+        # Of each data object, the live bytes in small extents.
         self.data: dict[str, int] = {}
+        # The same as `settled`, of the partitions that were added: for the next survey.
+        self.settled: dict[PartitionLog, int] = {}
         self.packs: dict[str, PackUse] = {}
         self.segment_runs: list[Run] = []
         self._keys = keys
         self._whole = whole
         self._damaged = damaged
+        self._settled_before = settled or {}
 
     def add(self, partition: PartitionLog) -> Iterator[int]:
         """Take a partition in, step by step: yields how many extents were looked at since the last step."""
-        # A copy: others append, and retention deletes, between two steps.
-        return self._look_at_all(partition, list(partition.extents)) if self._whole else self._look_at_end(partition)
+        # A copy, up to this offset: others append, and retention deletes, between two steps.
+        end = partition.high_watermark
+        if self._whole:
+            return self._look_at_all(partition, list(partition.extents), end)
+        return self._look_at_new(partition, unsettled(partition, self._settled_before), end)
 
-    def _look_at_end(self, partition: PartitionLog) -> Iterator[int]:
-        extents = partition.extents[data_from(partition, self._keys.log_prefix) :]
+    def _look_at_new(self, partition: PartitionLog, extents: list[Extent], end: int) -> Iterator[int]:
+        log_prefix = self._keys.log_prefix
         for number, extent in enumerate(extents, 1):
-            self._add_data(extent)
+            if extent.length < LARGE_EXTENT_BYTES and extent.key.startswith(log_prefix):
+                self._add_data(partition, extent)
             if number % STEP_EXTENTS == 0:
                 yield STEP_EXTENTS
+        self.settled.setdefault(partition, end)
         yield 1 + len(extents) % STEP_EXTENTS
 
-    def _add_data(self, extent: Extent) -> None:
+    def _add_data(self, partition: PartitionLog, extent: Extent) -> None:
+        """Note a small extent of a data object."""
         if not self._damaged or (extent.key, extent.position) not in self._damaged:
             self.data[extent.key] = self.data.get(extent.key, 0) + extent.length
+            self.settled.setdefault(partition, extent.base_offset)
 
-    def _look_at_all(self, partition: PartitionLog, extents: list[Extent]) -> Iterator[int]:
+    def _look_at_all(self, partition: PartitionLog, extents: list[Extent], end: int) -> Iterator[int]:
         """Count data objects and packs, and find segments to merge: neighbours that were rewritten before."""
         log_prefix, topics_prefix, pack_prefix = self._keys.log_prefix, self._keys.topics_prefix, self._keys.pack_prefix
         largest = largest_segment_bytes(partition)
@@ -104,8 +127,8 @@ class Survey:
             if not stretch or stretch[-1].key != key:
                 is_segment = key.startswith(topics_prefix)
                 if not is_segment and not key.startswith(pack_prefix):
-                    if key.startswith(log_prefix):
-                        self._add_data(extent)
+                    if extent.length < LARGE_EXTENT_BYTES and key.startswith(log_prefix):
+                        self._add_data(partition, extent)
                     found = found or _worth_merging(stretch, largest)
                     stretch = []
                     continue
@@ -126,6 +149,7 @@ class Survey:
         if found:
             members = extents[found[0].first : found[-1].last + 1]
             self.segment_runs.append(Run(partition, members, sum(piece.bytes for piece in found)))
+        self.settled.setdefault(partition, end)
         yield 1 + len(extents) % STEP_EXTENTS
 
     def oldest_data(self) -> set[str]:
@@ -186,25 +210,30 @@ def _worth_merging(stretch: list[_Piece], largest: int) -> list[_Piece] | None:
     return None
 
 
-def data_from(partition: PartitionLog, log_prefix: str) -> int:
-    """Index of the first of the extents in data objects that the partition ends with."""
-    extents = partition.extents
-    start = len(extents)
-    while start and extents[start - 1].key.startswith(log_prefix):
-        start -= 1
-    return start
+def unsettled(partition: PartitionLog, settled: Mapping[PartitionLog, int]) -> list[Extent]:
+    """The partition's extents from where small ones may lie in data objects (see `Survey`)."""
+    return partition.extents[extent_at(partition.extents, settled.get(partition, 0)) :]
 
 
 def runs_in(
-    extents: Sequence[Extent], partition: PartitionLog, chosen: Collection[str], damaged: Collection[Place]
+    extents: Sequence[Extent],
+    partition: PartitionLog,
+    chosen: Collection[str],
+    damaged: Collection[Place],
+    leave_large: bool,
 ) -> Iterator[Run | None]:
-    """The runs of a partition's `extents` that lie in the chosen objects; None after each step's worth of others."""
+    """The runs of a partition's `extents` that lie in the chosen objects, but of large ones where these are to be left;
+    None after each step's worth of others."""
     members: list[Extent] = []
     size = 0
     for number, extent in enumerate(extents):
         if number % STEP_EXTENTS == STEP_EXTENTS - 1:
             yield None
-        if extent.key in chosen and not (damaged and (extent.key, extent.position) in damaged):
+        if (
+            extent.key in chosen
+            and not (leave_large and extent.length >= LARGE_EXTENT_BYTES)
+            and not (damaged and (extent.key, extent.position) in damaged)
+        ):
             if len(members) == RUN_EXTENTS:
                 yield Run(partition, members, size)
                 members, size = [], 0

@@ -19,7 +19,7 @@ import msgspec
 
 from kafscale.clock import Clock, Timer
 from kafscale.protocol.batches import BatchHeader
-from kafscale.storage.extents import CHECKED_WHOLE_BYTES, Extent, checksum_of
+from kafscale.storage.extents import LARGE_EXTENT_BYTES, Extent, checksum_of
 from kafscale.storage.keys import Keys
 from kafscale.storage.log_objects import (
     BATCHES_GROUP,
@@ -68,6 +68,7 @@ class Flush:
         "placed",
         "releases",
         "sequence",
+        "small_bytes",
     )
 
     def __init__(self, number: int, opened_at: float) -> None:
@@ -83,6 +84,8 @@ class Flush:
         self.releases: list[tuple[int, int]] = []
         # Where each partition's batches lie, once the object is laid out.
         self.placed: list[tuple[PartitionLog, Extent]] = []
+        # Of `bytes`, what lies in extents that are to be compacted, once the object is laid out.
+        self.small_bytes = 0
         # Extents that a raised log start offset made unreachable.
         self.dropped: list[Extent] = []
         # Called in order, with the time (monotonic seconds), once the flush is durable and committed.
@@ -318,7 +321,8 @@ def _lay_out(flush: Flush, header: bytes, key: str) -> list[Buffer]:
             pending.bytes,
             views,
         )
-        if pending.bytes <= CHECKED_WHOLE_BYTES:
+        if pending.bytes < LARGE_EXTENT_BYTES:
+            flush.small_bytes += pending.bytes
             extent.batches = pending.count
             extent.checksum = checksum_of(views)
         flush.placed.append((partition, extent))

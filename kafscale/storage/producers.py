@@ -133,7 +133,8 @@ class ProducerTable:
         producer.seen_ms = now_ms
         batches = producer.batches
         batches.append(batch)
-        # Keep five durable ones beside what is in flight: what is in flight may yet come to nothing.
+        # Keep the last five, one of them durable at least; more while all five are in flight, since these may yet come
+        # to nothing. A client sends none again that lies further back: it has five in flight at most.
         if len(batches) > BATCHES_REMEMBERED and batches[-BATCHES_REMEMBERED].last_offset < high_watermark:
             del batches[:-BATCHES_REMEMBERED]
 

@@ -2,17 +2,19 @@
 
 Owns the cache and the GETs in progress. A miss fetches the wanted extent together with what follows it in the same
 object, as one range, and begins the next objects' ranges of the partition up to the read-ahead; readers of the same
-extent share one GET. Every batch's CRC32C is checked before a byte is served. It knows no partition beyond its extents.
+extent share one GET. Every batch's CRC32C is checked before a byte is served, a step of some half a millisecond in a
+turn of the loop, however many ranges arrive at once. It knows no partition beyond its extents.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
+from kafscale.clock import Clock
 from kafscale.errors import Corrupt
-from kafscale.protocol.batches import check_stored
+from kafscale.protocol.batches import stored_batches
 from kafscale.storage.extents import Extent
 from kafscale.storage.store import ObjectStore, Purpose
 
@@ -20,18 +22,26 @@ READ_AHEAD_BYTES = 8 << 20
 # One GET is no longer than this, but for an extent that is longer by itself.
 RANGE_BYTES = 4 << 20
 
+# What is checked in one step, in batches or 16 KiB.
+STEP_WORK = 300
+_WORK_SHIFT = 14
+
 _Place = tuple[str, int]
 
 
 class ColdReader:
     """At most `max_bytes` of extents read back from the store."""
 
-    def __init__(self, store: ObjectStore, max_bytes: int) -> None:
+    def __init__(self, store: ObjectStore, clock: Clock, max_bytes: int) -> None:
         self._store = store
+        self._clock = clock
         self._max_bytes = max_bytes
         self._cache: OrderedDict[_Place, memoryview] = OrderedDict()
         self._bytes = 0
         self._reading: dict[_Place, asyncio.Task[None]] = {}
+        # Checked since others last got their turn, and by whom.
+        self._work = 0
+        self._checking = asyncio.Lock()
 
     async def read(self, extents: Sequence[Extent], index: int) -> memoryview:
         """The bytes of `extents[index]`, verified.
@@ -48,7 +58,7 @@ class ColdReader:
             if found is None:
                 # So much was read meanwhile that it has been evicted again: read it alone.
                 found = memoryview(await self._get(extent.key, extent.position, extent.length))
-                _verify(extent, found)
+                await self._verify(extent, found)
         else:
             self._cache.move_to_end(place)
             self._begin(extents, index + 1)
@@ -97,7 +107,7 @@ class ColdReader:
             for extent in run:
                 start = extent.position - first.position
                 piece = data[start : start + extent.length]
-                _verify(extent, piece)
+                await self._verify(extent, piece)
                 self._keep((extent.key, extent.position), piece)
         finally:
             for extent in run:
@@ -106,21 +116,36 @@ class ColdReader:
     async def _get(self, key: str, position: int, length: int) -> bytes:
         return await self._store.get_range(key, position, length, Purpose.COLD_READ)
 
+    async def _verify(self, extent: Extent, piece: memoryview) -> None:
+        if len(piece) != extent.length:
+            raise Corrupt(f"{extent.key}: {extent.length} bytes wanted at {extent.position}, {len(piece)} are there")
+        batches = stored_batches(piece)
+        is_complete = False
+        while not is_complete:
+            # In turns: a short extent waits for a step of each range that is being checked, not for all of them.
+            async with self._checking:
+                try:
+                    is_complete = self._check_some(batches)
+                except Corrupt as error:
+                    raise Corrupt(f"{extent.key} at {extent.position}: {error}") from error
+                if self._work >= STEP_WORK:
+                    self._work = 0
+                    await self._clock.sleep(0)
+
+    def _check_some(self, batches: Iterator[int]) -> bool:
+        """A step; True at the end."""
+        for size in batches:
+            self._work += 1 + (size >> _WORK_SHIFT)
+            if self._work >= STEP_WORK:
+                return False
+        return True
+
     def _keep(self, place: _Place, piece: memoryview) -> None:
         self._cache[place] = piece
         self._bytes += len(piece)
         while self._bytes > self._max_bytes and len(self._cache) > 1:
             _, dropped = self._cache.popitem(last=False)
             self._bytes -= len(dropped)
-
-
-def _verify(extent: Extent, piece: memoryview) -> None:
-    if len(piece) != extent.length:
-        raise Corrupt(f"{extent.key}: {extent.length} bytes wanted at {extent.position}, {len(piece)} are there")
-    try:
-        check_stored(piece)
-    except Corrupt as error:
-        raise Corrupt(f"{extent.key} at {extent.position}: {error}") from error
 
 
 def _retrieve(task: asyncio.Task[None]) -> None:

@@ -16,14 +16,15 @@ from crc32c import crc32c
 
 from kafscale.clock import Clock
 from kafscale.errors import Corrupt, ObjectMissing
-from kafscale.storage.extents import Extent, checksum_of
+from kafscale.storage.extents import LARGE_EXTENT_BYTES, Extent, checksum_of
 from kafscale.storage.store import Buffer, ObjectStore, Purpose
 
 # A new extent ends at this size or number of batches: a ranged read and a walk through it stay short.
 CHUNK_BYTES = 1 << 20
 CHUNK_BATCHES = 1000
-# Pieces up to this size are copied together with their neighbours.
-JOIN_BELOW_BYTES = 16 * 1024
+# Pieces up to this size are copied together with their neighbours. Memory for copies is fresh and costs 0.5 CPU-s/GB in
+# page faults; below this size a look at each piece, now and at each fetch, costs more.
+JOIN_BELOW_BYTES = 4 * 1024
 # One GET: at most so long, across gaps of at most so many bytes, so many at a time.
 RANGE_BYTES = 8 << 20
 RANGE_GAP_BYTES = 64 << 10
@@ -31,6 +32,12 @@ READS_AT_ONCE = 4
 # Work done before others get their turn, in units of a batch or 16 KiB: about half a millisecond.
 STEP_WORK = 400
 _WORK_SHIFT = 14
+# What it takes to look at an extent that is checked as one, beside its bytes.
+_WORK_OF_WHOLE = 3
+# Handed to the pace at once: a call for every extent or batch would cost as much as a small one does.
+_WORK_AT_ONCE = STEP_WORK // 8
+# Copied into fresh memory, this many bytes (as a power of two) are a unit.
+_COPY_WORK_SHIFT = 12
 
 # Base offset, length, magic, CRC, last offset delta, max timestamp, record count: Kafka's record batch v2.
 _BATCH = struct.Struct(">qi4xbI2xi8xq14xi")
@@ -52,9 +59,20 @@ class DamagedExtent(Corrupt):
 
 
 class Chunk:
-    """Whole batches with dense offsets that become one extent. `is_hot`: all of it was in memory before."""
+    """Whole batches with dense offsets that become one extent. `is_hot`: all of it was in memory before; `checksum` is
+    then known once it is complete, if it is small."""
 
-    __slots__ = ("base_offset", "batches", "is_hot", "last_offset", "length", "max_timestamp", "pieces", "records")
+    __slots__ = (
+        "base_offset",
+        "batches",
+        "checksum",
+        "is_hot",
+        "last_offset",
+        "length",
+        "max_timestamp",
+        "pieces",
+        "records",
+    )
 
     def __init__(self, base_offset: int) -> None:
         self.base_offset = base_offset
@@ -64,28 +82,49 @@ class Chunk:
         self.batches = 0
         self.records = 0
         self.is_hot = True
+        self.checksum: int | None = None
         self.pieces: list[Buffer] = []
 
-    def join(self) -> None:
-        """Copy neighbouring small pieces together: fewer buffers to write, and to answer a fetch from."""
+    def has_room(self, length: int, batches: int) -> bool:
+        """Whether so much can be added; an empty chunk takes anything."""
+        return not self.batches or (self.length + length <= CHUNK_BYTES and self.batches + batches <= CHUNK_BATCHES)
+
+    def complete(self) -> int:
+        """Nothing more is added. Returns the work done, in the units of STEP_WORK."""
+        copied = self._join()
+        work = copied >> _COPY_WORK_SHIFT
+        if self.is_hot and self.length < LARGE_EXTENT_BYTES:
+            self.checksum = checksum_of(self.pieces)
+            work += self.length >> _WORK_SHIFT
+        return work
+
+    def _join(self) -> int:
+        """Copy neighbouring small pieces together: fewer buffers to write, and to answer a fetch from. Returns how many
+        bytes were copied."""
         if len(self.pieces) < 2:
-            return
+            return 0
+        copied = 0
         joined: list[Buffer] = []
         small: list[Buffer] = []
         for piece in self.pieces:
             if len(piece) <= JOIN_BELOW_BYTES:
                 small.append(piece)
                 continue
-            _flush(small, joined)
+            copied += _join_into(joined, small)
             joined.append(piece)
-        _flush(small, joined)
+        copied += _join_into(joined, small)
         self.pieces = joined
+        return copied
 
 
-def _flush(small: list[Buffer], joined: list[Buffer]) -> None:
-    if small:
-        joined.append(b"".join(small) if len(small) > 1 else small[0])
+def _join_into(joined: list[Buffer], small: list[Buffer]) -> int:
+    if len(small) < 2:
+        joined += small
         small.clear()
+        return 0
+    joined.append(b"".join(small))
+    small.clear()
+    return len(joined[-1])
 
 
 class Pace:
@@ -151,19 +190,16 @@ class Source:
             start = extent.position - first.position
             self._fetched[extent.key, extent.position] = data[start : start + extent.length]
 
-    def is_hot(self, extent: Extent) -> bool:
-        return (extent.key, extent.position) in self._views
-
-    def views(self, extent: Extent) -> Sequence[Buffer]:
-        """Raises DamagedExtent where the store does not hold it."""
+    def views(self, extent: Extent) -> tuple[Sequence[Buffer], bool]:
+        """Its bytes, and whether they were in memory. Raises DamagedExtent where the store does not hold it."""
         place = (extent.key, extent.position)
         hot = self._views.get(place)
         if hot is not None:
-            return hot
+            return hot, True
         data = self._fetched.get(place)
         if data is None:
             raise DamagedExtent(extent, "the object is missing")
-        return (data,)
+        return (data,), False
 
 
 def _ranges(extents: Sequence[Extent]) -> list[list[Extent]]:
@@ -191,20 +227,27 @@ async def cut_into_chunks(extents: Sequence[Extent], source: Source, pace: Pace)
     chunks: list[Chunk] = []
     chunk = Chunk(extents[0].base_offset)
     expected = chunk.base_offset
+    work = 0
     for extent in extents:
-        is_hot = source.is_hot(extent)
+        views, is_hot = source.views(extent)
         if is_hot and 0 < extent.batches <= CHUNK_BATCHES:
-            chunk = _add_whole(chunks, chunk, extent, source.views(extent))
+            if not chunk.has_room(extent.length, extent.batches):
+                work += chunk.complete()
+                chunks.append(chunk)
+                chunk = Chunk(extent.base_offset)
+            _add_whole(chunk, expected, extent, views)
             expected = extent.last_offset + 1
-            await pace.spend(1)
+            work += _WORK_OF_WHOLE + (extent.length >> _WORK_SHIFT)
+            if work >= _WORK_AT_ONCE:
+                await pace.spend(work)
+                work = 0
             continue
         size = 0
-        for buffer in source.views(extent):
+        for buffer in views:
             view = memoryview(buffer)
             position = start = 0
             end = len(view)
             size += end
-            work = 0
             while position < end:
                 try:
                     base, rest, magic, crc, delta, newest, records = _BATCH.unpack_from(view, position)
@@ -217,12 +260,12 @@ async def cut_into_chunks(extents: Sequence[Extent], source: Source, pace: Pace)
                     raise DamagedExtent(extent, f"batch at offset {base}, {expected} comes next")
                 if crc32c(view[position + _CHECKED_FROM : position + length]) != crc:
                     raise DamagedExtent(extent, f"the batch at offset {base} does not match its CRC")
-                if chunk.batches and (chunk.length + length > CHUNK_BYTES or chunk.batches >= CHUNK_BATCHES):
+                if not chunk.has_room(length, 1):
                     if position > start:
                         chunk.pieces.append(view[start:position])
                         start = position
+                    work += chunk.complete()
                     chunks.append(chunk)
-                    chunk.join()
                     chunk = Chunk(base)
                 expected = base + delta + 1
                 chunk.last_offset = expected - 1
@@ -234,37 +277,32 @@ async def cut_into_chunks(extents: Sequence[Extent], source: Source, pace: Pace)
                 chunk.is_hot = chunk.is_hot and is_hot
                 position += length
                 work += 1 + (length >> _WORK_SHIFT)
-                if work >= STEP_WORK:
+                if work >= _WORK_AT_ONCE:
                     await pace.spend(work)
                     work = 0
             if start < end:
                 chunk.pieces.append(view[start:end])
-            await pace.spend(work)
         if size != extent.length or expected != extent.last_offset + 1:
             raise DamagedExtent(extent, f"holds {size} bytes up to offset {expected - 1}")
-    chunk.join()
+    work += chunk.complete()
     chunks.append(chunk)
+    await pace.spend(work)
     return chunks
 
 
-def _add_whole(chunks: list[Chunk], chunk: Chunk, extent: Extent, views: Sequence[Buffer]) -> Chunk:
-    """Put a small extent into `chunk`, or into a new one if it doesn't fit; returns the chunk that goes on.
+def _add_whole(chunk: Chunk, expected: int, extent: Extent, views: Sequence[Buffer]) -> None:
+    """Put a small extent into `chunk`.
 
     Its batches were checked when they came; that they are the same since, one checksum says of all of them. Raises
     DamagedExtent.
     """
     if checksum_of(views) != extent.checksum:
         raise DamagedExtent(extent, "its bytes in memory are not what was written")
-    if extent.base_offset != chunk.last_offset + 1:
-        raise DamagedExtent(extent, f"{chunk.last_offset + 1} comes next")
-    if chunk.batches and (chunk.length + extent.length > CHUNK_BYTES or chunk.batches + extent.batches > CHUNK_BATCHES):
-        chunks.append(chunk)
-        chunk.join()
-        chunk = Chunk(extent.base_offset)
+    if extent.base_offset != expected:
+        raise DamagedExtent(extent, f"{expected} comes next")
     chunk.last_offset = extent.last_offset
     chunk.max_timestamp = max(chunk.max_timestamp, extent.max_timestamp)
     chunk.length += extent.length
     chunk.batches += extent.batches
     chunk.records += extent.last_offset - extent.base_offset + 1
     chunk.pieces += views
-    return chunk

@@ -71,7 +71,7 @@ async def measure(label: str, root: Path, shape: tuple[int, int, int, int], in_m
                 _, flush = flusher.append(partition, batch, read_header(batch), clock.wall_ms())
         flush.answers.append(lambda *_, done=done: done.set_result(None))
         await done
-        compactor.flushed(spread * batches * size)
+        compactor.flushed(flush.small_bytes)
     flushing = time.perf_counter() - began
     if not in_memory:
         tail.evict(1 << 60)

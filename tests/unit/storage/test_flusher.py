@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kafscale.protocol.batches import check_stored, iterate
+from kafscale.storage.extents import LARGE_EXTENT_BYTES
 from kafscale.storage.flusher import FlushPolicy
 from kafscale.storage.log_objects import BatchGroup, LogStart, Release, decode_data_table, split_object
 from kafscale.storage.store import Purpose
@@ -204,5 +205,24 @@ def test_waiters_hear_what_was_added():
         await writer.settle()
         assert heard == [sum(map(len, batches))]
         assert asyncio.get_running_loop().time() < 1
+
+    run(main())
+
+
+def test_a_flush_says_how_much_of_it_is_to_be_compacted():
+    """Goal: what lies in small extents is counted and can be checked as one; a large extent is neither."""
+
+    async def main() -> None:
+        writer = Writer(ScriptedStore(LoopClock()))
+        small, large, together = (make_partition(number) for number in range(3))
+        writer.append(small, batch_of(1000))
+        writer.append(small, batch_of(2000))
+        writer.append(large, batch_of(LARGE_EXTENT_BYTES))
+        for _ in range(2):
+            writer.append(together, batch_of(150_000))
+        await writer.settle()
+        (flush,) = writer.flushed
+        assert flush.small_bytes == small.size_bytes
+        assert [partition.extents[0].batches for partition in (small, large, together)] == [2, 0, 0]
 
     run(main())

@@ -51,7 +51,7 @@ def test_every_read_gives_the_extents_bytes(sizes, order, room, together):
 
     async def main() -> None:
         store, extents, bodies = await objects(sizes)
-        reader = ColdReader(store, room)
+        reader = ColdReader(store, LoopClock(), room)
         wanted = [index % len(extents) for index in order]
         if together:
             found = await asyncio.gather(*(reader.read(extents, index) for index in wanted))
@@ -68,7 +68,7 @@ def test_readers_of_the_same_range_share_one_get():
 
     async def main() -> None:
         store, extents, bodies = await objects([[1000] * 5])
-        reader = ColdReader(store, 1 << 20)
+        reader = ColdReader(store, LoopClock(), 1 << 20)
         found = await asyncio.gather(*(reader.read(extents, index % 5) for index in range(100)))
         assert [bytes(view) for view in found] == [bodies[index % 5] for index in range(100)]
         assert gets(store) == 1
@@ -81,7 +81,7 @@ def test_what_follows_is_read_ahead():
 
     async def main() -> None:
         store, extents, bodies = await objects([[1000] * 4 for _ in range(10)])
-        reader = ColdReader(store, 1 << 20)
+        reader = ColdReader(store, LoopClock(), 1 << 20)
         await reader.read(extents, 0)
         await asyncio.sleep(1)
         assert gets(store) == 10
@@ -97,7 +97,7 @@ def test_memory_is_bounded_and_the_least_used_goes_first():
 
     async def main() -> None:
         store, extents, _ = await objects([[1000] for _ in range(20)])
-        reader = ColdReader(store, 5 * extents[0].length)
+        reader = ColdReader(store, LoopClock(), 5 * extents[0].length)
         for index in (0, 10, 0, 15):
             await reader.read(extents[index : index + 1], 0)
         await asyncio.sleep(1)
@@ -121,7 +121,7 @@ def test_damage_is_surfaced_and_never_served(where):
     async def main() -> None:
         store, extents, bodies = await objects([[1000] * 3])
         await store.damage("object0", extents[1].position + where)
-        reader = ColdReader(store, 1 << 20)
+        reader = ColdReader(store, LoopClock(), 1 << 20)
         if where not in range(8):  # the base offset is not covered by the batch's CRC
             for _ in range(2):
                 with pytest.raises(Corrupt, match="object0"):
@@ -137,7 +137,7 @@ def test_missing_and_short_objects_are_errors():
 
     async def main() -> None:
         store, extents, bodies = await objects([[1000], [1000]])
-        reader = ColdReader(store, 1 << 20)
+        reader = ColdReader(store, LoopClock(), 1 << 20)
         body = await store.inner.get("object0", Purpose.FLUSH)
         await store.inner.delete(["object0"], Purpose.SWEEP)
         with pytest.raises(ObjectMissing):
@@ -155,13 +155,69 @@ def test_missing_and_short_objects_are_errors():
     run(main())
 
 
+class Turns(LoopClock):
+    """Counts how often others get their turn."""
+
+    given = 0
+
+    async def sleep(self, seconds: float) -> None:
+        self.given += seconds == 0
+        await super().sleep(seconds)
+
+
+def one_extent(bodies: list[bytes]) -> Extent:
+    return Extent(0, len(bodies) - 1, 0, "large", 0, sum(map(len, bodies)))
+
+
+def test_checking_much_lets_others_have_their_turn():
+    """Goal: a long range of tiny batches holds nobody up: there are turns in between, within one extent too, and who
+    wants one small extent meanwhile does not wait for all of the large one."""
+
+    async def main() -> None:
+        store, extents, bodies = await objects([[1000]])
+        many = [bytes(batch_of(1, base_offset=number)) for number in range(20_000)]
+        await store.put_if_absent("large", many, Purpose.FLUSH)
+        clock = Turns()
+        reader = ColdReader(store, clock, 1 << 24)
+        order: list[str] = []
+
+        async def read(label: str, extent: Extent) -> bytes:
+            found = bytes(await reader.read([extent], 0))
+            order.append(label)
+            return found
+
+        large = asyncio.ensure_future(read("large", one_extent(many)))
+        await store.wait_for("get_range", "large")
+        assert await read("small", extents[0]) == bodies[0]
+        assert await large == b"".join(many)
+        assert order == ["small", "large"]
+        assert clock.given >= len(many) // 1000
+
+    run(main())
+
+
+def test_damage_at_the_end_of_a_long_extent_is_found():
+    """Goal: checking in steps leaves nothing out."""
+
+    async def main() -> None:
+        store, _, _ = await objects([[1]])
+        many = [bytes(batch_of(1, base_offset=number)) for number in range(3000)]
+        extent = one_extent(many)
+        await store.put_if_absent("large", many, Purpose.FLUSH)
+        await store.damage("large", extent.length - 1)
+        with pytest.raises(Corrupt, match="large at 0"):
+            await ColdReader(store, LoopClock(), 1 << 24).read([extent], 0)
+
+    run(main())
+
+
 def test_hot_extents_are_not_fetched():
     """Goal: read-ahead stops where memory begins."""
 
     async def main() -> None:
         store, extents, bodies = await objects([[1000], [1000], [1000]])
         extents[1].views = [bodies[1]]
-        reader = ColdReader(store, 1 << 20)
+        reader = ColdReader(store, LoopClock(), 1 << 20)
         await reader.read(extents, 0)
         await asyncio.sleep(1)
         assert gets(store) == 1

@@ -126,7 +126,7 @@ class Cluster:
     async def flush(self) -> None:
         assert self.writer is not None
         for partition in self.random.sample(self.partitions, 2):
-            size = self.random.choice([10, 1000, 300_000])
+            size = self.random.choice([10, 1000, 200_000, 300_000])
             self.writer.append(partition, batch_of(size, chance=self.random))
         await self.writer.settle()
         for partition in self.partitions:
@@ -373,8 +373,11 @@ def test_what_a_zombie_writes_later_is_swept_too():
         cluster = await aged()
         await cluster.sweep()
         await cluster.store.put_if_absent(KEYS.pack(log_id(1), 999), [b"late"], Purpose.COMPACTION)
-        await cluster.store.put_if_absent(KEYS.log(log_id(1), 1), [b"x" * 100], Purpose.FLUSH)
-        await cluster.store.inner.delete([KEYS.log(log_id(1), 1)], Purpose.SWEEP)
+        left = await cluster.store.keys(KEYS.log_objects(log_id(1)))
+        gone = next(key for number in range(99) if (key := KEYS.log(log_id(1), number)) not in left)
+        assert gone in cluster.store.deleted
+        await cluster.store.put_if_absent(gone, [b"x" * 100], Purpose.FLUSH)
+        await cluster.store.inner.delete([gone], Purpose.SWEEP)
         await cluster.clock.sleep(3600)
         await cluster.flush()
         result = await cluster.sweep()

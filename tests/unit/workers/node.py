@@ -119,7 +119,7 @@ class Node:
             ownership=self.ownership,
             lease=self.lease,
             admin=self.admin,
-            cold_reader=ColdReader(store, 1 << 20),
+            cold_reader=ColdReader(store, self.clock, 1 << 20),
             producer_ids=ProducerIds(store, Keys("test"), self.clock, random.Random(1), "me"),
             metrics=self.bench.metrics,
             tasks=set(),

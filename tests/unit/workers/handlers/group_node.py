@@ -107,7 +107,7 @@ class GroupNode:
         log = WorkerLog(self.store, KEYS, LOG_ID, clock, random.Random(1), _never_fenced)
         policy = FlushPolicy(flush_bytes=1 << 20, interval_s=None, gather_s=0.0)
         self.flusher = Flusher(log, KEYS, clock, policy, TailCache(1 << 24), lambda flush, seconds: None)
-        self.reader = ColdReader(self.store, 1 << 20)
+        self.reader = ColdReader(self.store, clock, 1 << 20)
         self.groups = Groups(self.settings, clock, self.cluster, self.flusher, self.reader, random.Random(2))
         self.metrics = MetricsBlock.in_memory()
         context: Any = SimpleNamespace(
