@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from kafscale.metrics import PRODUCE_LATENCY, MetricsBlock, error_cell
+from kafscale.protocol.answers import Node
 from kafscale.protocol.error_codes import ErrorCode
 from kafscale.protocol.produce import ProduceResult, encode_produce_response
 from workers.connection import Pending
 
 
 class WaitingProduce:
-    """A produce request whose flush is not durable yet."""
+    """A produce request whose flush is not durable yet. `nodes`: addresses of the leaders that the results name."""
 
-    __slots__ = ("_arrived", "_correlation_id", "_metrics", "_pending", "_results", "_timeout_ms", "_version")
+    __slots__ = ("_arrived", "_correlation_id", "_metrics", "_nodes", "_pending", "_results", "_timeout_ms", "_version")
 
     def __init__(
         self,
@@ -22,6 +25,7 @@ class WaitingProduce:
         results: list[ProduceResult],
         arrived: float,
         timeout_ms: int,
+        nodes: Sequence[Node] = (),
     ) -> None:
         self._metrics = metrics
         self._version = version
@@ -30,6 +34,7 @@ class WaitingProduce:
         self._results = results
         self._arrived = arrived
         self._timeout_ms = timeout_ms
+        self._nodes = nodes
 
     def complete(self, now: float) -> None:
         """Everything is durable: say so."""
@@ -38,7 +43,7 @@ class WaitingProduce:
             return
         self._pending = None
         PRODUCE_LATENCY.observe(self._metrics.cells, int((now - self._arrived) * 1e6))
-        pending.answer(encode_produce_response(self._version, self._correlation_id, self._results))
+        pending.answer(encode_produce_response(self._version, self._correlation_id, self._results, nodes=self._nodes))
 
     def expire(self, now: float) -> None:
         """The client's patience is over: say that we can't tell (retriable; an idempotent producer sends it again)."""
@@ -49,4 +54,4 @@ class WaitingProduce:
         code = ErrorCode.REQUEST_TIMED_OUT
         results = [r if r[2] else (r[0], r[1], code, -1, -1, -1, None, None) for r in self._results]
         self._metrics.cells[error_cell(code)] += len(results)
-        pending.answer(encode_produce_response(self._version, self._correlation_id, results))
+        pending.answer(encode_produce_response(self._version, self._correlation_id, results, nodes=self._nodes))

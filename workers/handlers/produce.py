@@ -63,21 +63,23 @@ def handle(
         results.append((topic, index, 0, base_offset, appended_ms, partition.log_start_offset, None, None))
     if failed:
         _count_errors(context, results)
+    if context.flusher.is_full:
+        context.hold_produce()
     if view.acks == 0:
         if failed:
             pending.close_connection("error")
         else:
             pending.answer(None)
         return
-    if flush is None:
-        nodes = leader_addresses(context, results, 7) if failed and version >= FIRST_WITH_LEADERS else ()
-        pending.answer(encode_produce_response(version, request.header.correlation_id, results, nodes=nodes))
-        return
     correlation_id = request.header.correlation_id
-    waiting = WaitingProduce(context.metrics, version, correlation_id, pending, results, arrived, view.timeout_ms)
+    nodes = leader_addresses(context, results, 7) if failed and version >= FIRST_WITH_LEADERS else ()
+    if flush is None:
+        pending.answer(encode_produce_response(version, correlation_id, results, nodes=nodes))
+        return
+    waiting = WaitingProduce(
+        context.metrics, version, correlation_id, pending, results, arrived, view.timeout_ms, nodes
+    )
     flush.answers.append(waiting.complete)
-    if context.flusher.is_full:
-        context.hold_produce()
     if len(results) == 1 and not failed and isinstance(buffer, bytearray):
         pending.connection.repeated_produce = RepeatedProduce.learn(context, request, view, buffer, start, end)
 
