@@ -16,7 +16,7 @@ from kafscale.metrics import request_cell
 from kafscale.protocol.api import APIS, ApiKey
 from kafscale.protocol.batches import HEADER_BYTES, check_produced
 from kafscale.protocol.headers import encode_request_header
-from kafscale.protocol.produce import FLEXIBLE_FROM, ProduceRequestView, ProduceResult
+from kafscale.protocol.produce import FLEXIBLE_FROM, TOPIC_IDS_FROM, ProduceRequestView, ProduceResult
 from kafscale.protocol.wire import uvarint
 from kafscale.storage.partition import PartitionLog
 from workers.connection import Pending
@@ -77,12 +77,18 @@ class RepeatedProduce:
         head = encode_request_header(APIS[ApiKey.PRODUCE], version, header.correlation_id, header.client_id)
         if buffer[start - len(head) : start] != head:
             return None  # it has tags
+        # Where the records' length must lie in a body in its shortest form, with one partition, without tags, and with
+        # nothing behind it. Whatever else there is in the frame moves its end away from that.
+        topic_bytes = len(topic.encode()) if isinstance(topic, str) else len(topic)
         if version >= FLEXIBLE_FROM:
-            if buffer[end - len(_TAIL) : end] != _TAIL:
-                return None
-            constant_end = end - len(_TAIL) - len(records) - len(uvarint(len(records) + 1))
+            named = topic_bytes if version >= TOPIC_IDS_FROM else topic_bytes + len(uvarint(topic_bytes + 1))
+            constant_end = start + 13 + named
+            length_bytes = len(uvarint(len(records) + 1)) + len(_TAIL)
         else:
-            constant_end = end - len(records) - 4
+            constant_end = start + 22 + topic_bytes
+            length_bytes = 4
+        if constant_end + length_bytes + len(records) != end:
+            return None
         return cls(context, version, view, partition, bytes(buffer[start - len(head) : constant_end]))
 
     def serve(self, buffer: bytearray, start: int, end: int, pending: Pending, now: float) -> bool:
