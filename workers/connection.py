@@ -99,6 +99,7 @@ class Connection(asyncio.BufferedProtocol):
     __slots__ = (
         "_carry",
         "_filled",
+        "_had_large",
         "_in_flight",
         "_is_exclusive",
         "_is_working",
@@ -135,6 +136,7 @@ class Connection(asyncio.BufferedProtocol):
         self._carry: bytearray | None = None
         self._region: memoryview | None = None
         self._filled = 0
+        self._had_large = False
         # Requests begun and not answered, in order; whether the one there is keeps all others waiting.
         self.head: Pending | None = None
         self._tail: Pending | None = None
@@ -166,7 +168,10 @@ class Connection(asyncio.BufferedProtocol):
 
     def get_buffer(self, sizehint: int) -> memoryview:
         region = self._region
-        return self._shared.receive_view if region is None else region[self._filled :]
+        if region is not None:
+            return region[self._filled :]
+        # Behind a large frame comes another, and what is received here of that must be copied: no more than it takes.
+        return self._shared.short_receive_view if self._had_large else self._shared.receive_view
 
     def buffer_updated(self, nbytes: int) -> None:
         if self._paused & _PAUSED_FOR_GOOD:
@@ -270,6 +275,7 @@ class Connection(asyncio.BufferedProtocol):
         """Begin a large frame in `region` with its bytes from `buffer`; returns the position after them."""
         self._region = region
         self._filled = 0
+        self._had_large = True
         self._shared.frame_begun(self)
         return self._assemble_more(buffer, position, end)
 

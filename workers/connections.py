@@ -16,7 +16,7 @@ from kafscale.clock import Clock, Timer
 from kafscale.config import Settings
 from kafscale.logs import RateLimited
 from kafscale.metrics import CONNECTIONS_ACCEPTED, CONNECTIONS_CLOSED, CONNECTIONS_OPEN, MetricsBlock
-from workers.connection import BEGUN_PER_TURN_MAX, Connection, Pending
+from workers.connection import BEGUN_PER_TURN_MAX, SMALL_FRAME_BYTES, Connection, Pending
 from workers.slabs import SlabPool
 
 CallSoon = Callable[[Callable[[], None]], object]
@@ -24,6 +24,8 @@ CallSoon = Callable[[Callable[[], None]], object]
 log = logging.getLogger(__name__)
 
 RECEIVE_BUFFER_BYTES: Final = 256 * 1024
+# Enough of a large frame that it gets memory of its own, into which the rest is received straight.
+SHORT_RECEIVE_BYTES: Final = SMALL_FRAME_BYTES + 4096
 # Unsent bytes at which a connection is no longer read from, and at which it is again.
 WRITE_HIGH_WATER_BYTES: Final = 256 * 1024
 WRITE_LOW_WATER_BYTES: Final = 64 * 1024
@@ -65,6 +67,7 @@ class Connections:
         # Shared by all: the loop reads from one connection at a time, and a frame is handled or copied at once.
         self.receive_buffer = bytearray(RECEIVE_BUFFER_BYTES)
         self.receive_view = memoryview(self.receive_buffer)
+        self.short_receive_view = self.receive_view[:SHORT_RECEIVE_BYTES]
         # A frame that the pool could never hold would wait for memory for ever.
         self.frame_bytes_max = min(settings.socket_request_max_bytes, slabs.max_bytes)
         # The time of the last sweep: good enough for time-outs, and costs a request nothing.
