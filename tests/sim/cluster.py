@@ -35,7 +35,7 @@ from kafscale.coordination.cluster import encode_state
 from kafscale.errors import Fenced as FencedError
 from kafscale.errors import KafscaleError
 from kafscale.metrics import MetricsBlock
-from kafscale.storage import compaction, compaction_plan
+from kafscale.storage import compaction, compaction_plan, extents, flusher, rewriting
 from kafscale.storage.cluster_log import ClusterLog
 from kafscale.storage.compaction import CompactionPolicy
 from kafscale.storage.keys import Keys
@@ -57,12 +57,13 @@ from workers.worker import Worker
 PRIVATE_PORTS = 19_092
 SPAWN_SECONDS = 0.05
 RESTART_SECONDS = 0.5
+_LARGE_EXTENTS_MATTER_TO = (compaction_plan, extents, flusher, rewriting)
 
 
 @contextmanager
 def predictable(source: random.Random) -> Iterator[None]:
     """Draw what production code takes from the machine's randomness by the seed instead; and have compaction give
-    partitions segments of their own at the sizes that a simulation comes to."""
+    partitions segments of their own, and leave large extents in place, at the sizes that a simulation comes to."""
 
     def pidfd_open(pid: int, flags: int = 0) -> int:
         return os.open(os.devnull, os.O_RDONLY)
@@ -75,6 +76,7 @@ def predictable(source: random.Random) -> Iterator[None]:
             (os, "pidfd_open", pidfd_open),
             (compaction, "SEGMENT_MIN_BYTES", segment_min_bytes),
             (compaction_plan, "SEGMENT_MIN_BYTES", segment_min_bytes),
+            *((module, "LARGE_EXTENT_BYTES", segment_min_bytes // 2) for module in _LARGE_EXTENTS_MATTER_TO),
         ):
             stack.enter_context(mock.patch.object(target, name, replacement))
         yield
