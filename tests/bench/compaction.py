@@ -93,10 +93,11 @@ async def measure(label: str, root: Path, shape: tuple[int, int, int, int], in_m
     watcher.cancel()
     left = len({extent.key for partition in partitions for extent in partition.extents})
     held.sort()
+    flushed_gb = flushes * spread * batches * size / 1e9
     print(
         f"{label:38s} {'memory' if in_memory else 'store':6s} {flushes / flushing:6.0f} flushes/s  "
         f"compacted {flushes / wall:7.0f} objects/s {written / wall / 1e6:6.0f} MB/s to {left:3d}  "
-        f"CPU {cpu / flushes * 1e6:6.0f} µs/object {cpu / (flushes * spread * batches * size) * 1e9:7.2f} CPU-s/GB flushed  "
+        f"CPU {cpu / flushes * 1e6:6.0f} µs/object {cpu / flushed_gb:7.2f} CPU-s/GB flushed  "
         f"loop held at most {held[-1] * 1e3:4.1f} ms, p99 {held[int(len(held) * 0.99)] * 1e3:4.1f}"
     )
     await store.close()
