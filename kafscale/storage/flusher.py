@@ -37,7 +37,7 @@ from kafscale.storage.tail_cache import TailCache
 from kafscale.storage.worker_log import MAX_IN_FLIGHT, WorkerLog
 
 # Batches up to this size are copied together, so that a later fetch finds them in one piece.
-JOIN_BELOW_BYTES = 16 * 1024
+JOIN_BELOW_BYTES = 4 * 1024
 
 
 class FlushPolicy(msgspec.Struct, frozen=True, kw_only=True):
