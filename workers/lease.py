@@ -28,9 +28,9 @@ class Lease:
         # Some earlier answer of `_until`, which only rises: spares the hot path a look at all three.
         self._fresh_until = 0.0
 
-    def pinged(self, sent_at: float) -> None:
-        """The supervisor says, as of `sent_at` (monotonic seconds), that this worker is not replaced."""
-        self._pinged_at = max(self._pinged_at, sent_at)
+    def pinged(self, heard_at: float) -> None:
+        """The supervisor last heard of this worker at `heard_at` (monotonic seconds), and had not replaced it."""
+        self._pinged_at = max(self._pinged_at, heard_at)
 
     def is_fresh(self, now: float) -> bool:
         """Whether to answer at monotonic time `now` without asking the store first."""

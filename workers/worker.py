@@ -176,8 +176,8 @@ class Worker:
     def receive(self, message: ToWorker) -> None:
         """Follow one message of the supervisor (but those about listeners and `Drain`, which are the process's)."""
         match message:
-            case Ping(number, sent_at):
-                self.lease.pinged(sent_at)
+            case Ping(number, heard_at):
+                self.lease.pinged(heard_at)
                 self._send(Pong(number, self.log.store_answers))
             case ClusterVersion(_, payload):
                 self._follow(payload)
@@ -242,6 +242,8 @@ class Worker:
         await self._settle_flushes()
         if any(entry.is_dirty for entry in self.ownership.slots.values()):
             await self.checkpointer.write()
+            # A request that waited behind another, or a timer, may have appended meanwhile.
+            await self._settle_flushes()
         seal = Seal(self.log_id, "drained")
         await self.log.append(Kind.SEAL, lambda header: encode_small(header, seal), Purpose.CHECKPOINT)
         self._end()
