@@ -127,6 +127,7 @@ class Checkpointer:
         pieces: list[Buffer] = []
         placed: list[tuple[OwnedSlot, int, int]] = []
         position = 0
+        before = [entry.place.key for entry in changed if entry.place is not None]
         for entry in changed:
             entry.is_dirty = False
             if not any(partition.next_offset for partition in entry.partitions.values()):
@@ -142,13 +143,17 @@ class Checkpointer:
             placed.append((entry, position, len(piece)))
             pieces.append(piece)
             position += len(piece)
-        if not pieces:
-            return []
-        key = await self._put(pieces)
-        before = [entry.place.key for entry, _, _ in placed if entry.place is not None]
-        for entry, start, length in placed:
-            entry.place = ManifestPlace(entry.epoch, key, start, length)
-        self._manifest_objects[key] = len(placed)
+        if pieces:
+            try:
+                key = await self._put(pieces)
+            except BaseException:
+                # Broken off, as when a drain begins: the next checkpoint must not take the old manifests for current.
+                for entry, _, _ in placed:
+                    entry.is_dirty = True
+                raise
+            for entry, start, length in placed:
+                entry.place = ManifestPlace(entry.epoch, key, start, length)
+            self._manifest_objects[key] = len(placed)
         replaced = []
         for old in before:
             if old in self._manifest_objects:

@@ -313,7 +313,8 @@ class Ownership:
                 self.references.drop((extent,))  # the topic was deleted meanwhile
         for partition in flush.log_starts:
             self.changed(partition)
-        self.references.drop(flush.dropped)
+        # What a topic that was deleted meanwhile referred to has been dropped with it.
+        self.references.drop(extent for partition, extent in flush.dropped if self.owns(partition))
 
     async def delete_records(self, partition: PartitionLog, before_offset: int) -> int:
         """Raise the log start offset to `before_offset` (-1: the high watermark), durably; returns the new one.

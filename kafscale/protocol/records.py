@@ -53,30 +53,36 @@ def iterate_records(batch: Buffer, max_bytes: int | None = None) -> Iterator[Rec
         yield Record(offset, timestamp_ms, key, value, tuple(headers))
 
 
-def first_record_at_or_after(batch: Buffer, timestamp_ms: int, max_bytes: int | None = None) -> tuple[int, int] | None:
-    """Offset and timestamp of the first record with this timestamp or a later one, or None. Raises `Invalid`."""
+def first_record_at_or_after(
+    batch: Buffer, timestamp_ms: int, max_bytes: int | None = None, from_offset: int = 0
+) -> tuple[int, int] | None:
+    """Offset and timestamp of the first record with this timestamp or a later one, or None. Raises `Invalid`.
+
+    Here and below records before `from_offset` don't count.
+    """
     header = read_header(batch)
     if header.is_log_append_time and header.max_timestamp < timestamp_ms:
         return None
     header, payload = _open(batch, max_bytes)
     for offset, found_ms, _, _ in _walk(header, payload):
-        if found_ms >= timestamp_ms:
+        if found_ms >= timestamp_ms and offset >= from_offset:
             return offset, found_ms
     return None
 
 
-def max_timestamp_record(batch: Buffer, max_bytes: int | None = None) -> tuple[int, int] | None:
+def max_timestamp_record(batch: Buffer, max_bytes: int | None = None, from_offset: int = 0) -> tuple[int, int] | None:
     """Offset and timestamp of the first record with the largest timestamp; None if no record has one.
 
     Under LogAppendTime all are alike, and it is the base offset, as Kafka has it since 3.8. Raises `Invalid`.
     """
     header = read_header(batch)
     if header.is_log_append_time:
-        return None if header.max_timestamp == NO_TIMESTAMP else (header.base_offset, header.max_timestamp)
+        first = max(header.base_offset, from_offset)
+        return None if header.max_timestamp == NO_TIMESTAMP else (first, header.max_timestamp)
     header, payload = _open(batch, max_bytes)
     largest: tuple[int, int] | None = None
     for offset, timestamp_ms, _, _ in _walk(header, payload):
-        if timestamp_ms > (NO_TIMESTAMP if largest is None else largest[1]):
+        if offset >= from_offset and timestamp_ms > (NO_TIMESTAMP if largest is None else largest[1]):
             largest = offset, timestamp_ms
     return largest
 

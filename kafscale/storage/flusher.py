@@ -86,8 +86,8 @@ class Flush:
         self.placed: list[tuple[PartitionLog, Extent]] = []
         # Of `bytes`, what lies in extents that are to be compacted, once the object is laid out.
         self.small_bytes = 0
-        # Extents that a raised log start offset made unreachable.
-        self.dropped: list[Extent] = []
+        # Extents that a raised log start offset made unreachable, and whose.
+        self.dropped: list[tuple[PartitionLog, Extent]] = []
         # Called in order, with the time (monotonic seconds), once the flush is durable and committed.
         self.answers: list[Callable[[float], None]] = []
 
@@ -234,7 +234,7 @@ class Flusher:
     def _pump(self) -> None:
         """Write what is ready, as far as the window goes."""
         log = self._log
-        while log.fenced is None and log.in_flight < self._policy.max_in_flight:
+        while log.fenced is None and not log.is_sealed and log.in_flight < self._policy.max_in_flight:
             if self._checkpoint is not None:
                 build, on_durable = self._checkpoint
                 self._checkpoint = None
@@ -278,7 +278,7 @@ class Flusher:
             for waiter in partition.waiters:
                 woken[waiter] = woken.get(waiter, 0) + extent.length
         for partition, offset in flush.log_starts.items():
-            flush.dropped += partition.start_at(offset)
+            flush.dropped += [(partition, extent) for extent in partition.start_at(offset)]
             if partition.last_flush is flush:
                 partition.last_flush = None
         flush.durable = True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
-from kafscale.errors import Corrupt, ObjectMissing
+from kafscale.errors import ObjectMissing
 from kafscale.protocol.batches import BatchHeader, iterate
 from kafscale.protocol.records import first_record_at_or_after, max_timestamp_record
 from kafscale.storage.extents import Extent
@@ -38,8 +38,8 @@ async def extent_views(partition: PartitionLog, reader: ColdReader, offset: int)
 async def batches_from(
     partition: PartitionLog, reader: ColdReader, offset: int
 ) -> AsyncIterator[tuple[BatchHeader, memoryview]]:
-    """Every durable batch from the one that holds `offset` on, in order."""
-    while offset < partition.high_watermark:
+    """Every durable batch from the one that holds `offset`, or the log start offset, on, in order."""
+    while (offset := max(offset, partition.log_start_offset)) < partition.high_watermark:
         extent, views = await extent_views(partition, reader, offset)
         for view in views:
             whole = memoryview(view)
@@ -61,34 +61,42 @@ async def offset_for_timestamp(
                 break
             if header.max_timestamp < timestamp_ms:
                 continue
-            found = _first_in(header, batch, timestamp_ms)
-            if found is not None and found[0] >= partition.log_start_offset:
+            found = _first_in(header, batch, timestamp_ms, partition.log_start_offset)
+            if found is not None:
                 return found
     return None
 
 
 async def newest_record(partition: PartitionLog, reader: ColdReader) -> tuple[int, int] | None:
-    """Offset and timestamp of the first of the records with the largest timestamp; None of an empty log (KIP-734)."""
-    extents = partition.extents
-    if not extents:
-        return None
-    newest = max(extents, key=lambda extent: extent.max_timestamp)
-    best: tuple[BatchHeader, memoryview] | None = None
-    async for header, batch in batches_from(partition, reader, newest.base_offset):
-        if header.base_offset > newest.last_offset:
+    """Offset and timestamp of the first of the records with the largest timestamp; None where no record has one
+    (KIP-734)."""
+    best: tuple[int, int] | None = None
+    for extent in sorted(partition.extents, key=lambda extent: -extent.max_timestamp):
+        if best is not None and best[1] >= extent.max_timestamp:
             break
-        if best is None or header.max_timestamp > best[0].max_timestamp:
-            best = header, batch
-    if best is None:
-        raise Corrupt(f"{newest.key}: an extent of {newest.length} bytes holds no batch")
-    header, batch = best
-    if header.is_log_append_time:
-        return header.last_offset, header.max_timestamp
-    return max_timestamp_record(batch)
+        found = await _newest_in(partition, reader, extent)
+        if found is not None and (best is None or found[1] > best[1]):
+            best = found
+        if extent.base_offset >= partition.log_start_offset:
+            break  # only of an extent that begins below the log start may the newest record be gone
+    return best
 
 
-def _first_in(header: BatchHeader, batch: memoryview, timestamp_ms: int) -> tuple[int, int] | None:
+async def _newest_in(partition: PartitionLog, reader: ColdReader, extent: Extent) -> tuple[int, int] | None:
+    """The same of one extent."""
+    best: tuple[int, int] | None = None
+    async for header, batch in batches_from(partition, reader, extent.base_offset):
+        if header.base_offset > extent.last_offset:
+            break
+        if best is None or header.max_timestamp > best[1]:
+            found = max_timestamp_record(batch, from_offset=partition.log_start_offset)
+            if found is not None and (best is None or found[1] > best[1]):
+                best = found
+    return best
+
+
+def _first_in(header: BatchHeader, batch: memoryview, timestamp_ms: int, from_offset: int) -> tuple[int, int] | None:
     if header.is_log_append_time:
         # All records of the batch have the time of their append.
-        return header.base_offset, header.max_timestamp
-    return first_record_at_or_after(batch, timestamp_ms)
+        return max(header.base_offset, from_offset), header.max_timestamp
+    return first_record_at_or_after(batch, timestamp_ms, from_offset=from_offset)

@@ -9,6 +9,7 @@ turn of the loop, however many ranges arrive at once. It knows no partition beyo
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 
@@ -53,10 +54,12 @@ class ColdReader:
         found = self._cache.get(place)
         if found is None:
             self._begin(extents, index)
-            await asyncio.shield(self._reading[place])
+            with contextlib.suppress(Corrupt):
+                await asyncio.shield(self._reading[place])
             found = self._cache.get(place)
             if found is None:
-                # So much was read meanwhile that it has been evicted again: read it alone.
+                # Something that came in the same range is damaged, this or another; or so much was read meanwhile that
+                # it has been evicted again: read it alone.
                 found = memoryview(await self._get(extent.key, extent.position, extent.length))
                 await self._verify(extent, found)
         else:

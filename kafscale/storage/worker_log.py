@@ -48,6 +48,8 @@ class WorkerLog:
         self.counted = 0
         self.checkpoint_sequence = -1
         self.fenced: str | None = None
+        # Whether we have ended it ourselves: what would come above the seal would never have existed.
+        self.is_sealed = False
         # When the store was last asked anything whose answer showed that this log had not ended.
         self.confirmed_at = clock.monotonic()
         self.store_answers = True
@@ -79,7 +81,8 @@ class WorkerLog:
         """
         if self.fenced is not None:
             raise Fenced(self.fenced)
-        assert self.in_flight < MAX_IN_FLIGHT
+        assert self.in_flight < MAX_IN_FLIGHT and not self.is_sealed
+        self.is_sealed = kind is Kind.SEAL
         sequence = self.next_sequence
         self.next_sequence += 1
         header = encode_header(kind, self.log_id, sequence, self._clock.wall_ms(), self.checkpoint_sequence)

@@ -13,7 +13,7 @@ import logging
 from collections.abc import Sequence
 
 from kafscale.clock import Timer
-from kafscale.errors import Corrupt, Fenced, KafscaleError, ObjectMissing
+from kafscale.errors import Corrupt, Fenced, KafscaleError, ObjectMissing, StoreError
 from kafscale.metrics import BYTES_FETCHED, CACHE_HIT_BYTES, CACHE_HITS, CACHE_MISSES, FETCH_LATENCY, error_cell
 from kafscale.protocol.error_codes import ErrorCode
 from kafscale.protocol.fetch import FetchPartition, FetchRequestView, FetchResult, encode_fetch_response, parse_fetch
@@ -54,6 +54,7 @@ class WaitingFetch:
         "_arrived",
         "_context",
         "_max_bytes",
+        "_min_bytes",
         "_partitions",
         "_pending",
         "_request",
@@ -68,6 +69,8 @@ class WaitingFetch:
         self._pending: Pending | None = pending
         self._arrived = context.clock.monotonic()
         self._max_bytes = min(view.max_bytes, context.settings.fetch_max_bytes)
+        # As in Kafka: more than can be sent is never waited for.
+        self._min_bytes = min(view.min_bytes, self._max_bytes)
         self._timer: Timer | None = None
         self._partitions: list[PartitionLog] = []
         self._added = 0
@@ -93,7 +96,7 @@ class WaitingFetch:
             task = asyncio.get_running_loop().create_task(self._read_cold(results, cold, total))
             self._context.tasks.add(task)
             task.add_done_callback(self._context.tasks.discard)
-        elif is_last or is_urgent or total >= self._view.min_bytes or self._view.max_wait_ms <= 0:
+        elif is_last or is_urgent or self._view.max_wait_ms <= 0 or self._is_enough(total):
             self._answer(results)
         else:
             self._wait(total)
@@ -132,6 +135,18 @@ class WaitingFetch:
         context.metrics.cells[CACHE_HIT_BYTES] += length
         return _found(wanted, partition, pieces, length)
 
+    def _is_enough(self, found: int) -> bool:
+        """Whether min_bytes are there. Not only those found: batches are sent whole, and where the next one is too
+        large for a limit, or must be read back, nothing is gained by waiting. Kafka compares so too."""
+        if found == 0 or found >= self._min_bytes:
+            return found >= self._min_bytes
+        available = 0
+        for topic, index, _, offset, _, _, partition_max_bytes in self._view.partitions:
+            partition = self._context.ownership.partition(topic, index)
+            if partition is not None and partition.log_start_offset <= offset < partition.high_watermark:
+                available += min(partition_max_bytes, _bytes_from(partition, offset, partition_max_bytes))
+        return available >= self._min_bytes
+
     # Waiting
 
     def _wait(self, found: int) -> None:
@@ -152,7 +167,7 @@ class WaitingFetch:
 
     def _woken(self, added: int) -> None:
         self._added += added
-        if self._added >= self._view.min_bytes and self._pending is not None:
+        if self._added >= self._min_bytes and self._pending is not None:
             self.attempt()
 
     def _timed_out(self) -> None:
@@ -175,15 +190,32 @@ class WaitingFetch:
 
     async def _read_cold(self, results: list[FetchResult], cold: Sequence[int], total: int) -> None:
         """Fill in what is not in memory, and answer."""
+        try:
+            await self._fill_in(results, cold, total)
+        except Fenced:
+            self._close("fenced")
+        except Exception:
+            # A defect must cost one connection, not leave its client waiting for ever.
+            log.exception("a fetch failed")
+            self._close("error")
+        else:
+            self._answer(results)
+
+    def _close(self, reason: str) -> None:
+        pending = self._pending
+        if pending is not None:
+            self._abandon()
+            pending.close_connection(reason)
+
+    async def _fill_in(self, results: list[FetchResult], cold: Sequence[int], total: int) -> None:
+        """Raises Fenced."""
         self._context.metrics.cells[CACHE_MISSES] += len(cold)
         for position in cold:
             wanted = self._view.partitions[position]
             try:
                 result = await self._read_back(wanted, total)
             except Fenced:
-                if self._pending is not None:
-                    self._pending.close_connection("fenced")
-                return
+                raise
             except KafscaleError as error:
                 code, _ = code_of(error)
                 if isinstance(error, Corrupt | ObjectMissing):
@@ -194,7 +226,6 @@ class WaitingFetch:
                 result = _empty(wanted, code, None)
             results[position] = result
             total += result[10]
-        self._answer(results)
 
     async def _read_back(self, wanted: FetchPartition, total: int) -> FetchResult:
         topic, index, _, offset, _, _, partition_max_bytes = wanted
@@ -229,10 +260,17 @@ class WaitingFetch:
         total = 0
         while offset < partition.high_watermark:
             number = partition.find(offset)
+            if number == len(partition.extents):
+                break  # deleted while we read
             extent = partition.extents[number]
             views = extent.views
             if views is None:
-                views = [await self._context.cold_reader.read(partition.extents, number)]
+                try:
+                    views = [await self._context.cold_reader.read(partition.extents, number)]
+                except (StoreError, Corrupt):
+                    if not pieces:
+                        raise
+                    break  # what was found is good; whoever asks for what follows hears of it
             room = limit - total
             found, length = cut(views, offset, room, at_least_one and total == 0)
             pieces += found
@@ -289,6 +327,17 @@ def _from_memory(partition: PartitionLog, offset: int, limit: int, at_least_one:
             break
         offset = extent.last_offset + 1
     return pieces, total
+
+
+def _bytes_from(partition: PartitionLog, offset: int, enough: int) -> int:
+    """Bytes from the batch with `offset` up to the high watermark, or `enough` of them."""
+    number = partition.find(offset)
+    first = partition.extents[number]
+    # Of what is not in memory the place of the offset is not known: all of it is as good.
+    total = first.length if first.views is None else cut(first.views, offset, first.length, False)[1]
+    while total < enough and (number := number + 1) < len(partition.extents):
+        total += partition.extents[number].length
+    return total
 
 
 def _found(wanted: FetchPartition, partition: PartitionLog, pieces: Sequence[Buffer], length: int) -> FetchResult:

@@ -226,7 +226,7 @@ class Writer:
         self.flushed.append(flush)
         for _, extent in flush.placed:
             self.references.add(extent.key)
-        self.references.drop(flush.dropped)
+        self.references.drop(extent for _, extent in flush.dropped)
 
     def append(self, partition: PartitionLog, batch: bytearray) -> tuple[int, Flush]:
         return self.flusher.append(partition, batch, read_header(batch), self.clock.wall_ms())

@@ -163,7 +163,7 @@ def test_log_starts_and_releases_ride_along():
         writer.flusher.release(7, 3)
         assert partition.log_start_offset == 0
         await writer.settle()
-        assert partition.log_start_offset == 2 and flush.dropped == [extent] and not partition.extents
+        assert partition.log_start_offset == 2 and flush.dropped == [(partition, extent)] and not partition.extents
         assert partition.last_flush is None
         key = KEYS.log(writer.log_id, 1)
         groups = decode_data_table(split_object(await store.inner.get(key, Purpose.RECOVERY), key)[1], key)
