@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kafscale.config import Settings
-from kafscale.coordination.cluster import Assignment
+from kafscale.coordination.cluster import Assign, Assignment
 from kafscale.errors import StoreUnavailable
 from kafscale.metrics import CONNECTIONS_CLOSED, error_cell
 from kafscale.protocol.api import ApiKey
@@ -60,11 +60,9 @@ def flat(answer: Any) -> list[Any]:
     return [result for topic in answer.responses for result in topic.partitions]
 
 
-async def fetch(
-    node: WholeWorker, *wanted: Any, version: int = 12, client: Client | None = None, **options: Any
-) -> Any:
+async def fetch(node: WholeWorker, *wanted: Any, version: int = 12, **options: Any) -> Any:
     """The results, flat; or one, where one was asked for."""
-    results = flat(await node.call(ApiKey.FETCH, version, fetch_request(*wanted, **options), client))
+    results = flat(await node.call(ApiKey.FETCH, version, fetch_request(*wanted, **options)))
     return results[0] if len(wanted) == 1 else results
 
 
@@ -193,7 +191,7 @@ def test_a_replaced_owner_does_not_say_that_an_offset_is_out_of_range() -> None:
         await node.store.inner.put_if_absent(key, [b"seal" * 20], Purpose.RECOVERY)
         client = node.connect()
         assert await node.call(ApiKey.FETCH, 12, fetch_request(("t", 0, 5)), client) is None
-        assert node.stopped and node.metrics.cells[CONNECTIONS_CLOSED.at("fenced")] == 1
+        assert node.stopped and node.metrics.cells[CONNECTIONS_CLOSED.at("fenced")] and not client.written
 
     run(main())
 
@@ -294,7 +292,7 @@ def test_an_empty_fetch_waits_as_long_as_it_asked_to(wait_ms: int) -> None:
         began = node.clock.monotonic()
         result = await fetch(node, ("t", 0, 1), max_wait_ms=wait_ms)
         assert (result.error_code, offsets(result)) == (0, [])
-        assert wait_ms / 1000 <= node.clock.monotonic() - began < wait_ms / 1000 + 0.001
+        assert node.clock.monotonic() - began == pytest.approx(wait_ms / 1000, abs=0.001)
         assert nobody_waits(node)
 
     run(main())
@@ -339,7 +337,7 @@ def test_least_bytes_are_counted_over_all_partitions() -> None:
         began = node.clock.monotonic()
         results = await fetch(node, *wanted, min_bytes=4 * size, max_wait_ms=700)
         assert [offsets(result) for result in results] == [[0, 1], [0]]
-        assert 0.7 <= node.clock.monotonic() - began < 0.71
+        assert node.clock.monotonic() - began == pytest.approx(0.7)
         assert nobody_waits(node)
 
     run(main())
@@ -352,13 +350,13 @@ def test_a_reader_far_behind_does_not_wait(evicted: tuple[int, ...]) -> None:
 
     async def main() -> None:
         node = await with_records([600] * 6)
-        evict(node.partition("t"), *evicted) if evicted else None
+        if evicted:
+            evict(node.partition("t"), *evicted)
         began = node.clock.monotonic()
         options = {"min_bytes": 1000, "partition_max_bytes": 1200, "max_wait_ms": 60_000}
         assert offsets(await fetch(node, ("t", 0, 0), **options)) == [0]
         assert node.clock.monotonic() - began < 0.1
         # At the end of the log it does wait.
-        node.partition("t").extents[5].views is None or evict(node.partition("t"), 5)
         client = begin(node, ("t", 0, 6), min_bytes=1, max_wait_ms=60_000)
         await node.clock.sleep(1)
         assert not client.has_answers
@@ -544,7 +542,7 @@ def test_what_is_deleted_while_it_is_read_back(what: str) -> None:
     seed=st.integers(0, 1 << 30),
 )
 def test_readers_get_the_log(sizes: list[int], counts: list[int], per_flush: int, seed: int) -> None:
-    """Whatever limits readers set, whatever is in memory and whatever was compacted or deleted meanwhile: the answers
+    """Whatever limits readers set, whatever is in memory and whatever is compacted meanwhile: the answers
     one after the other are the log from where they began, batch by batch, without a gap and within the limits."""
 
     async def main() -> None:
@@ -555,13 +553,11 @@ def test_readers_get_the_log(sizes: list[int], counts: list[int], per_flush: int
             await node.call(ApiKey.PRODUCE, 9, produce_request(*batches[first : first + per_flush]))
         partition = node.partition("t")
         log = bytes((await fetch(node, ("t", 0, 0))).records)
-        places = [
-            (header.base_offset, header.last_offset, log[at : at + header.size_bytes]) for at, header in iterate(log)
-        ]
+        places = [(header.last_offset, log[at : at + header.size_bytes]) for at, header in iterate(log)]
         assert len(places) == len(batches)
         for _ in range(3):
             offset = chance.randrange(partition.high_watermark)
-            expected = [raw for _, last, raw in places if last >= offset]
+            expected = [raw for last, raw in places if last >= offset]
             while offset < partition.high_watermark:
                 if chance.random() < 0.3:
                     evict(partition, *[n for n in range(len(partition.extents)) if chance.random() < 0.5])
@@ -591,8 +587,6 @@ def test_slots_given_away_are_asked_about() -> None:
     """Once the cluster log names another owner of our slots the store is asked whether our log has ended."""
 
     async def main() -> None:
-        from kafscale.coordination.cluster import Assign
-
         node = await with_records([10])
         node.store.asked.clear()
         slots = {slot: [*node.state.slots[slot], Assignment(EPOCH + 1, ELSEWHERE, "f" * 32)] for slot in (0, 2)}
