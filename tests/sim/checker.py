@@ -69,13 +69,14 @@ def _name(partition: Partition) -> str:
 class _Produced:
     """A batch: what was sent, and what was said of it."""
 
-    __slots__ = ("acknowledged", "base_offset", "event", "refused")
+    __slots__ = ("acknowledged", "base_offsets", "event", "refused")
 
     def __init__(self, event: ProduceInvoked) -> None:
         self.event = event
         self.acknowledged = False
         self.refused = False
-        self.base_offset = -1
+        # Where it was acknowledged: at most one place, or several where it was sent again without idempotence.
+        self.base_offsets: list[int] = []
 
 
 class _Committed:
@@ -160,15 +161,16 @@ class _Checker:
     def _produce_acknowledged(self, event: ProduceAcknowledged) -> None:
         batch = self._batches[event.op]
         what = batch.event
-        if batch.base_offset >= 0 and event.base_offset >= 0 and event.base_offset != batch.base_offset:
+        batch.acknowledged = True
+        if event.base_offset < 0 or event.base_offset in batch.base_offsets:
+            return
+        if batch.base_offsets and what.idempotent:
             self._found(
                 "answers-differ",
                 f"batch {what.number} of {what.producer} to {_name(what.partition)} was acknowledged at offset"
-                f" {batch.base_offset}, and again at {event.base_offset}",
+                f" {batch.base_offsets[0]}, and again at {event.base_offset}",
             )
-        batch.acknowledged = True
-        if batch.base_offset < 0:
-            batch.base_offset = event.base_offset
+        batch.base_offsets.append(event.base_offset)
 
     # Fetch
 
@@ -328,30 +330,44 @@ class _Checker:
                 )
 
     def _check_batches(self, places: dict[Partition, dict[str, int]]) -> None:
+        at = {partition: dict(final.records) for partition, final in self._final.items()}
         for batch in self._batches.values():
+            event = batch.event
             if not batch.acknowledged:
                 continue
-            event = batch.event
-            final = self._final.get(event.partition)
-            if final is None:
+            if event.partition not in self._final:
                 self._found("lost", f"{_name(event.partition)} is gone, with acknowledged {event.values[0]!r}")
                 continue
             for place, value in enumerate(event.values):
-                offset = places[event.partition].get(value)
-                acknowledged = batch.base_offset + place if batch.base_offset >= 0 else None
-                if offset is None:
-                    if acknowledged is None or acknowledged >= final.log_start_offset:
-                        self._found(
-                            "lost",
-                            f"{value!r} was acknowledged at offset {acknowledged} of {_name(event.partition)} and is"
-                            f" not in the log from {final.log_start_offset} to {final.end_offset}",
-                        )
-                elif acknowledged is not None and acknowledged != offset:
-                    self._found(
-                        "wrong-offset",
-                        f"{value!r} was acknowledged at offset {acknowledged} of {_name(event.partition)} and lies at"
-                        f" {offset}",
-                    )
+                found_at = places[event.partition].get(value)
+                if batch.base_offsets:
+                    for base_offset in batch.base_offsets:
+                        self._check_record(event.partition, value, base_offset + place, at[event.partition], found_at)
+                elif found_at is None and self._final[event.partition].log_start_offset == 0:
+                    # A duplicate's answer may name no offset.
+                    self._lost(event.partition, value, None)
+
+    def _check_record(
+        self, partition: Partition, value: str, offset: int, at: dict[int, str], found_at: int | None
+    ) -> None:
+        """An acknowledged record lies at its offset, unless retention took it."""
+        if offset < self._final[partition].log_start_offset or at.get(offset) == value:
+            return
+        if found_at is None:
+            self._lost(partition, value, offset)
+        else:
+            self._found(
+                "wrong-offset",
+                f"{value!r} was acknowledged at offset {offset} of {_name(partition)} and lies at {found_at}",
+            )
+
+    def _lost(self, partition: Partition, value: str, offset: int | None) -> None:
+        final = self._final[partition]
+        self._found(
+            "lost",
+            f"{value!r} was acknowledged at offset {offset} of {_name(partition)} and is not in the log from"
+            f" {final.log_start_offset} to {final.end_offset}",
+        )
 
     def _check_epochs(self) -> None:
         """A leader epoch begins where those before it ended, whoever was asked and when."""

@@ -1,4 +1,4 @@
-"""A simulated idempotent producer: up to five batches of a partition in flight, sent again in order until answered."""
+"""A simulated producer, idempotent or not: up to five batches of a partition in flight, sent again until answered."""
 
 from __future__ import annotations
 
@@ -58,10 +58,12 @@ class Producer(Client):
         partitions: list[tuple[str, int]],
         batches: int,
         pace_seconds: float,
+        idempotent: bool = True,
     ) -> None:
         super().__init__(world, network, recorder, name)
         self._lanes = [Lane(topic, partition, batches) for topic, partition in partitions]
         self._pace_seconds = pace_seconds
+        self._idempotent = idempotent
         self._version = self.random.choice((3, 7, 9, 11, 12, 13))
         if self._version >= 13:
             self.metadata_version = 12
@@ -71,8 +73,9 @@ class Producer(Client):
         self._producer_epoch = -1
 
     async def run(self) -> None:
-        answer = await self.until(self._init)
-        self._producer_id, self._producer_epoch = answer.producer_id, answer.producer_epoch
+        if self._idempotent:
+            answer = await self.until(self._init)
+            self._producer_id, self._producer_epoch = answer.producer_id, answer.producer_epoch
         await asyncio.gather(*(self._fill(lane) for lane in self._lanes))
 
     async def _init(self) -> Any:
@@ -96,7 +99,7 @@ class Producer(Client):
             if moved:
                 await self.backoff()
                 await self.refresh(lane.topic)
-            elif lane.recent and self.random.random() < 0.05:
+            elif self._idempotent and lane.recent and self.random.random() < 0.05:
                 await self._repeat(lane)
             if lane.left and self.random.random() < 0.5:
                 await asyncio.sleep(self.random.expovariate(1 / self._pace_seconds))
@@ -111,11 +114,13 @@ class Producer(Client):
             timestamp_ms=EPOCH_MS + int(self.world.loop.time() * 1000),
             producer_id=self._producer_id,
             producer_epoch=self._producer_epoch,
-            base_sequence=lane.sequence,
+            base_sequence=lane.sequence if self._idempotent else -1,
         )
         op = self.recorder.number()
         self.recorder.operations += 1
-        self.recorder.add(ProduceInvoked(op, self.name, (lane.topic, lane.partition), lane.made, values))
+        self.recorder.add(
+            ProduceInvoked(op, self.name, (lane.topic, lane.partition), lane.made, values, self._idempotent)
+        )
         lane.unacknowledged.append(Batch(op, lane.made, lane.sequence, values, bytes(batch)))
         lane.made += 1
         lane.left -= 1
@@ -133,7 +138,7 @@ class Producer(Client):
         node = await self.leader_of(lane.topic, lane.partition)
         wire = await self.wire_to(node)
         batches = list(lane.unacknowledged)
-        twin = asyncio.ensure_future(self._twin(lane, node, batches[0])) if self.random.random() < 0.1 else None
+        twin = asyncio.ensure_future(self._twin(lane, node, batches[0])) if self._sends_twins() else None
         answers = [wire.send(ApiKey.PRODUCE, self._version, self._request(lane, batch)) for batch in batches]
         moved = False
         for batch, answer in zip(batches, answers, strict=True):
@@ -147,6 +152,9 @@ class Producer(Client):
         if twin is not None:
             await twin
         return moved
+
+    def _sends_twins(self) -> bool:
+        return self._idempotent and self.random.random() < 0.1
 
     async def _twin(self, lane: Lane, node: int, batch: Batch) -> None:
         """The same batch over another connection at the same time: what a client does that lost its first one."""

@@ -46,23 +46,40 @@ PEACE_SECONDS = 180.0
 END_OF_TIME = 1500.0
 
 
-class Mood(msgspec.Struct, frozen=True):
-    """What kind of trouble a seed has: how often, of which kinds (weights, 1 where not named), and how replaced workers
-    and their logs are dealt with."""
+class Mood(msgspec.Struct, frozen=True, kw_only=True):
+    """What kind of trouble a seed has: how often, of which kinds (weights, 1 where not named), how replaced workers and
+    their logs are dealt with, and how long producers wait between batches."""
 
     pace_seconds: float
     weights: dict[str, int]
     kills_hung: float
     sweep_seconds: tuple[float | None, ...]
+    producer_pace_seconds: tuple[float, ...] = (0.1, 0.5, 1.0)
 
 
 MOODS = (
     # A bit of everything, with time in between to recover.
-    Mood(2.5, {"crash": 4, "pause": 3, "hang": 3, "lost answers": 3, "outage": 2, "cut off": 2}, 0.5, (None, 0.5, 3.0)),
+    Mood(
+        pace_seconds=2.5,
+        weights={"crash": 4, "pause": 3, "hang": 3, "lost answers": 3, "outage": 2, "cut off": 2},
+        kills_hung=0.5,
+        sweep_seconds=(None, 0.5, 3.0),
+    ),
     # All at once.
-    Mood(0.7, {"crash": 3, "lost answers": 3, "outage": 2, "broken connections": 2}, 0.5, (None, 3.0)),
+    Mood(
+        pace_seconds=0.7,
+        weights={"crash": 3, "lost answers": 3, "outage": 2, "broken connections": 2},
+        kills_hung=0.5,
+        sweep_seconds=(None, 3.0),
+    ),
     # Workers that come back after they were replaced, to logs that may have been swept.
-    Mood(3.0, {"hang": 5, "outlived hang": 8, "broken connections": 2, "crash of all": 0}, 0.0, (0.5, 0.5, None)),
+    Mood(
+        pace_seconds=3.5,
+        weights={"hang": 2, "outlived hang": 8, "broken connections": 4, "crash of all": 0, "supervisor crash": 0},
+        kills_hung=0.0,
+        sweep_seconds=(0.5, 0.5, None),
+        producer_pace_seconds=(0.5, 1.0, 1.5),
+    ),
 )
 
 
@@ -241,7 +258,9 @@ class Scenario:
                     f"producer-{number}",
                     partitions,
                     batches,
-                    pace_seconds=chance.choice((0.1, 0.5, 1.0)),
+                    pace_seconds=chance.choice(self._mood.producer_pace_seconds),
+                    # Where sequences don't match an owner refuses; without them nothing but the fence is in the way.
+                    idempotent=chance.random() < 0.7,
                 )
             )
         return producers
@@ -348,9 +367,13 @@ class Scenario:
         if worker is None or worker.configure is None:
             return False
         worker.process.pause()
-        replaced = self._settings.worker_hang_timeout_ms / 1000 + self._chance.uniform(1.5, 4)
+        replaced = self._settings.worker_hang_timeout_ms / 1000 + self._chance.uniform(2.5, 5)
         self._later(replaced, self._crash_replacement, worker.configure.worker_index)
-        self._later(replaced + self._chance.uniform(2, 15), worker.process.resume)
+        resumed = replaced + self._chance.uniform(3, 12)
+        self._later(resumed, worker.process.resume)
+        # It listens on the port of its successors still: let clients come to it.
+        for seconds in (0.3, 1.5):
+            self._later(resumed + seconds, self._break_connections)
         return True
 
     def _crash_replacement(self, index: int) -> None:

@@ -54,6 +54,12 @@ PLANTED: list[tuple[str, list[Event], FinalLog]] = [
     ("lost", ABC, log("a", "b")),
     ("lost", ABC, log("a", "b", "x")),
     ("lost", [produced(1, "a"), ProduceAcknowledged(1, -1)], log()),
+    ("lost", [produced(1, "a", idempotent=False), ProduceAcknowledged(1, 0)], log()),
+    (
+        "wrong-offset",
+        [produced(1, "a", idempotent=False), produced(2, "b"), ProduceAcknowledged(1, 0), ProduceAcknowledged(1, 1)],
+        log("a", "b"),
+    ),
     ("duplicate", ABC, log("a", "b", "c", "c")),
     ("duplicate", [produced(1, "a"), produced(2, "b")], log("a", "b", "a")),
     ("two-records", [*ABC, fetched(1, 3, (1, "c"))], log("a", "b", "c")),
@@ -186,6 +192,10 @@ def test_committed_offsets_that_some_order_explains_are_clean(events: list[Event
         ),
         # Without idempotence a record may appear twice.
         ([produced(1, "a", idempotent=False), ProduceAcknowledged(1, 0)], log("a", "a")),
+        (
+            [produced(1, "a", idempotent=False), ProduceAcknowledged(1, 0), ProduceAcknowledged(1, 1)],
+            log("a", "a"),
+        ),
         ([produced(1, "a"), ProduceRefused(1)], log()),
         ([*ABC, RecordsDeleted(T0, 2), RecordsDeleted(T0, 1)], log("c", start=2)),
     ],
