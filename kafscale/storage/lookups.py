@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 
 from kafscale.errors import ObjectMissing
 from kafscale.protocol.batches import BatchHeader, iterate
@@ -37,7 +38,7 @@ async def extent_views(partition: PartitionLog, reader: ColdReader, offset: int)
 
 async def batches_from(
     partition: PartitionLog, reader: ColdReader, offset: int
-) -> AsyncIterator[tuple[BatchHeader, memoryview]]:
+) -> AsyncGenerator[tuple[BatchHeader, memoryview], None]:
     """Every durable batch from the one that holds `offset`, or the log start offset, on, in order."""
     while (offset := max(offset, partition.log_start_offset)) < partition.high_watermark:
         extent, views = await extent_views(partition, reader, offset)
@@ -56,14 +57,15 @@ async def offset_for_timestamp(
     for extent in list(partition.extents):
         if extent.max_timestamp < timestamp_ms:
             continue
-        async for header, batch in batches_from(partition, reader, extent.base_offset):
-            if header.base_offset > extent.last_offset:
-                break
-            if header.max_timestamp < timestamp_ms:
-                continue
-            found = _first_in(header, batch, timestamp_ms, partition.log_start_offset)
-            if found is not None:
-                return found
+        async with aclosing(batches_from(partition, reader, extent.base_offset)) as batches:
+            async for header, batch in batches:
+                if header.base_offset > extent.last_offset:
+                    break
+                if header.max_timestamp < timestamp_ms:
+                    continue
+                found = _first_in(header, batch, timestamp_ms, partition.log_start_offset)
+                if found is not None:
+                    return found
     return None
 
 
@@ -85,13 +87,14 @@ async def newest_record(partition: PartitionLog, reader: ColdReader) -> tuple[in
 async def _newest_in(partition: PartitionLog, reader: ColdReader, extent: Extent) -> tuple[int, int] | None:
     """The same of one extent."""
     best: tuple[int, int] | None = None
-    async for header, batch in batches_from(partition, reader, extent.base_offset):
-        if header.base_offset > extent.last_offset:
-            break
-        if best is None or header.max_timestamp > best[1]:
-            found = max_timestamp_record(batch, from_offset=partition.log_start_offset)
-            if found is not None and (best is None or found[1] > best[1]):
-                best = found
+    async with aclosing(batches_from(partition, reader, extent.base_offset)) as batches:
+        async for header, batch in batches:
+            if header.base_offset > extent.last_offset:
+                break
+            if best is None or header.max_timestamp > best[1]:
+                found = max_timestamp_record(batch, from_offset=partition.log_start_offset)
+                if found is not None and (best is None or found[1] > best[1]):
+                    best = found
     return best
 
 
