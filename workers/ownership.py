@@ -305,8 +305,10 @@ class Ownership:
 
     def flushed(self, flush: Flush) -> None:
         """A flush is durable: its slots have changed, and its object is referred to."""
-        for partition, extent in flush.placed:
+        for _, extent in flush.placed:
             self.references.add(extent.key)
+        # Only now: an object that one lets go of may be all that another has.
+        for partition, extent in flush.placed:
             if self.owns(partition):
                 self.changed(partition)
             else:

@@ -302,12 +302,12 @@ class Compactor:
         await self._write(key, parts)
         result.packs += 1
         result.bytes_written += position
-        is_named = False
+        # Held until all runs are in place: the first of them may be deleted before the second refers to the pack.
+        self._references.add(key)
         for (run, _), placed in zip(members, replacements, strict=True):
-            is_named = self._replace(run, placed, result) or is_named
+            self._replace(run, placed, result)
             await self._pace.spend(1 + len(run.extents) // _EXTENTS_PER_WORK)
-        if not is_named:
-            self._references.unreferenced.append(key)
+        self._references.drop(replacements[0][:1])
 
     async def _segment_bodies(self, run: Run, chunks: list[Chunk]) -> list[_SegmentBody]:
         """The run as segments, each no larger than the topic's setting."""

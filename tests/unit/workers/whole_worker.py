@@ -14,7 +14,7 @@ from collections.abc import Coroutine, Sequence
 from typing import Any, TypeVar
 
 from kafscale.config import Settings
-from kafscale.control import ClusterVersion, Configure, NodeAddress, Ping
+from kafscale.control import ClusterVersion, Configure, NodeAddress, Ping, Pong
 from kafscale.coordination.cluster import (
     Assignment,
     Change,
@@ -177,14 +177,24 @@ class WholeWorker:
             self.clock,
             random.Random(log_number),
             self.metrics,
-            self.sent.append,
+            self._sent,
             self.stopped.append,
         )
         self._correlation_ids = itertools.count(1000)
 
     async def start(self) -> WholeWorker:
+        self._keep_pinging()
         await self.worker.start()
         return self
+
+    def _keep_pinging(self) -> None:
+        if not self.worker.is_stopped:
+            self.ping()
+            self.clock.call_later(1.0, self._keep_pinging)
+
+    def _sent(self, message: Any) -> None:
+        if not isinstance(message, Pong):
+            self.sent.append(message)
 
     def stop(self) -> None:
         """As a crash: what is in flight comes to nothing."""

@@ -1,0 +1,174 @@
+"""Goal: whoever takes over finds all that was acknowledged, wherever its predecessor stopped; and what is deleted is
+what nobody will ever need.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kafscale.errors import StoreUnavailable, StoreUnclear
+from kafscale.storage.keys import sequence_of, writer_of
+from kafscale.storage.log_objects import Checkpoint
+from kafscale.storage.takeover import LogReader
+from tests.unit.storage.rig import Put
+from tests.unit.workers.whole_worker import WholeWorker, batch_of, run
+from tests.unit.workers.worker_life import QUICK, STEP, Life
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    lives=st.lists(st.lists(STEP, max_size=25), min_size=1, max_size=3), seed=st.integers(0, 1 << 30), ends=st.data()
+)
+def test_a_successor_finds_what_was_acknowledged(lives: list, seed: int, ends: st.DataObject) -> None:
+    """Whatever was appended, deleted, compacted and given up, and wherever in that the worker crashed or drained."""
+
+    async def main() -> None:
+        life = Life(seed)
+        await life.start()
+        for steps in lives:
+            for step in steps:
+                await life.step(*step)
+            await life.check()
+            if ends.draw(st.booleans()):
+                await life.node.clock.sleep(ends.draw(st.sampled_from([0.0, 0.001, 0.004, 0.02])))
+                await life.crash()
+            else:
+                await life.drain()
+            await life.check()
+        await life.node.clock.sleep(40)
+        await life.check()
+        life.node.stop()
+
+    run(main())
+
+
+async def checkpoints(node: WholeWorker) -> dict[int, Checkpoint]:
+    """Those in the worker's log, by sequence."""
+    reader = LogReader(node.store, node.keys, node.clock, node.worker._upkeep._checkpointer._random)
+    found = {}
+    for sequence in await reader.sequences(node.log_id):
+        entry = await reader.read(node.log_id, sequence)
+        if entry is not None and entry.checkpoint is not None:
+            found[sequence] = entry.checkpoint
+    return found
+
+
+def test_what_is_given_up_is_deleted_one_checkpoint_later() -> None:
+    """A checkpoint lists what no manifest needs; the next one that counts is the leave to delete it. Of the log only
+    what lies below the covered sequence is given up."""
+
+    async def main() -> None:
+        node = await WholeWorker().start()
+        node.create("t", 2)
+        write = node.worker.checkpointer.write
+        given_up: list[str] = []
+        for round_number in range(6):
+            await node.produce("t", batch_of(b"v%d" % round_number), batch_of(b"w"))
+            await node.worker.ownership.delete_records(node.partition("t"), -1)
+            deleted = set(node.store.deleted)
+            await write()
+            sequence, newest = max((await checkpoints(node)).items())
+            assert set(node.store.deleted) - deleted == set(given_up)
+            given_up = newest.given_up
+            for key in given_up:
+                assert key in node.store.bodies() and writer_of(key) == node.log_id
+                assert "/log/" not in key or sequence_of(key) < newest.covered <= sequence
+                assert all(place.key != key for place in newest.slots.values())
+            if round_number:
+                assert len(given_up) >= 3
+        # Hardly anything is left of all that.
+        assert len(node.store.bodies()) < 12
+
+    run(main())
+
+
+def test_nothing_is_written_when_nothing_changed() -> None:
+    async def main() -> None:
+        node = await WholeWorker(QUICK).start()
+        node.create("t", 2)
+        await node.clock.sleep(10)
+        before = set(node.store.bodies())
+        await node.clock.sleep(100)
+        assert set(node.store.bodies()) == before
+        await node.produce("t", batch_of())
+        await node.clock.sleep(10)
+        count = node.worker.log.counted
+        await node.clock.sleep(25)
+        assert node.worker.log.counted == count and len(await checkpoints(node)) == 2
+
+    run(main())
+
+
+def test_a_manifest_is_written_again_under_another_number() -> None:
+    """An unclear put is abandoned with its number, and never named: what lies there may be an old state."""
+
+    async def main() -> None:
+        node = await WholeWorker().start()
+        node.create("t", 2)
+        await node.produce("t", batch_of())
+        keys = [node.keys.manifest(node.log_id, number) for number in range(3)]
+        node.store.puts[keys[0]] = [Put(after=StoreUnclear("perhaps"))]
+        node.store.puts[keys[1]] = [Put(before=StoreUnavailable("no"))]
+        await node.worker.checkpointer.write()
+        newest = (await checkpoints(node))[node.worker.log.checkpoint_sequence]
+        assert {place.key for place in newest.slots.values() if place.key} == {keys[2]}
+
+    run(main())
+
+
+@pytest.mark.parametrize("where", ["/manifest/", "/log/"])
+def test_a_drain_that_breaks_a_checkpoint_off_writes_it_anew(where: str) -> None:
+    """A checkpoint is under way when the worker is told to drain. Its manifests came to nothing, and what came before
+    them must not be taken for current: the successor has every record."""
+
+    async def main() -> None:
+        life = Life(1)
+        await life.start()
+        node = life.node
+        a, b = (
+            node.partition("a"),
+            node.partition("b", 2 if node.partition("a").slot == node.partition("b").slot else 0),
+        )
+        life.append(a, 3)
+        await node.clock.sleep(0.2)
+        await node.worker.checkpointer.write()
+        life.append(a, 2)
+        await node.clock.sleep(0.2)
+        life.store.held = where
+        life.store.gate.clear()
+        await life.store.wait_for("held", where)  # the periodic one
+        if where == "/manifest/":
+            life.append(b, 1)  # so that there is something to write at the end
+            await node.clock.sleep(0.2)
+        drained = asyncio.ensure_future(node.worker.drain())
+        await node.clock.sleep(0.2)
+        life.store.gate.set()
+        await drained
+        await life.take_over("was drained")
+        await life.check()
+        assert life.node.partition("a").high_watermark == 5
+
+    run(main())
+
+
+def test_the_manifest_of_a_slot_that_is_empty_again_is_given_up() -> None:
+    """Its topic was deleted: the manifest goes with the rest."""
+
+    async def main() -> None:
+        node = await WholeWorker().start()
+        node.create("t", 2)
+        await node.produce("t", batch_of())
+        await node.worker.checkpointer.write()
+        manifest = node.keys.manifest(node.log_id, 0)
+        assert manifest in node.store.bodies()
+        node.delete("t")
+        for number in range(4, 10, 2):
+            node.create(f"u{number}", number)
+            await node.worker.checkpointer.write()
+        assert manifest not in node.store.bodies()
+
+    run(main())
