@@ -121,12 +121,19 @@ class Fenced(msgspec.Struct, frozen=True, tag=True):
     reason: str
 
 
+class StoreBroken(msgspec.Struct, frozen=True, tag=True):
+    """To the supervisor: the store failed in a way that no process of this broker can trust it after (an fsync that
+    failed: the kernel has forgotten what it could not write). The broker must stop."""
+
+    reason: str
+
+
 class Drained(msgspec.Struct, frozen=True, tag=True):
     """To the supervisor: everything received is durable and answered; the worker exits."""
 
 
 ToWorker = Configure | ClusterVersion | Nodes | Ping | AdoptListener | DropListener | Drain | CommandReply
-ToSupervisor = Pong | Serving | CommandRequest | Fenced | Drained
+ToSupervisor = Pong | Serving | CommandRequest | Fenced | StoreBroken | Drained
 
 _encoder = msgspec.msgpack.Encoder()
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from kafscale.clock import Clock
-from kafscale.control import CommandRequest, Configure, Serving, ToSupervisor
+from kafscale.control import CommandRequest, Configure, Serving, StoreBroken, ToSupervisor
 from kafscale.coordination.assignment import EndedLog, Incarnation
 from kafscale.errors import Corrupt, Retry, StoreUnavailable, StoreUnclear
 from supervisor.child import Child, Ending, EndingKind
@@ -45,6 +45,7 @@ class Duties:
     configure: Callable[[Post], Configure]
     on_change: Callable[[Post], None]
     on_command: Callable[[Child, CommandRequest], None]
+    on_store_broken: Callable[[str], None]
 
 
 class Post:
@@ -99,6 +100,8 @@ class Post:
                     self._duties.on_change(self)
             case CommandRequest():
                 self._duties.on_command(child, message)
+            case StoreBroken(reason):
+                self._duties.on_store_broken(reason)
             case _:
                 pass
 

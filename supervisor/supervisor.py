@@ -235,6 +235,7 @@ class Supervisor:
             configure=self._configure,
             on_change=self._on_post_change,
             on_command=requests.accept,
+            on_store_broken=lambda reason: self._fail(StoreFailed(reason)),
         )
         return [
             Post(index, self._settings.broker_id * NODES_PER_BROKER + index, Restarts(self._random), duties)

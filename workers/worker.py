@@ -26,6 +26,7 @@ from kafscale.control import (
     Ping,
     Pong,
     Serving,
+    StoreBroken,
     ToSupervisor,
     ToWorker,
 )
@@ -293,9 +294,14 @@ class Worker:
     # What the log says
 
     def _fenced(self, reason: str) -> None:
-        self._metrics.cells[FENCED] += 1
-        log.error("fenced: this worker has been replaced and stops", extra={"log_id": self.log_id, "why": reason})
-        self._send(Fenced(reason))
+        """The log has ended for us: another took over, or the store broke."""
+        if self.log.store_failure is not None:
+            log.critical("the store can't be trusted any more", extra={"why": self.log.store_failure})
+            self._send(StoreBroken(self.log.store_failure))
+        else:
+            self._metrics.cells[FENCED] += 1
+            log.error("fenced: this worker has been replaced and stops", extra={"log_id": self.log_id, "why": reason})
+            self._send(Fenced(reason))
         self.stop(reason)
 
     def _flushed(self, flush: Flush, seconds: float) -> None:

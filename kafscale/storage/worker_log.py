@@ -48,6 +48,8 @@ class WorkerLog:
         self.counted = 0
         self.checkpoint_sequence = -1
         self.fenced: str | None = None
+        # Set before the log is fenced because the store can no longer be trusted, not because another has taken over.
+        self.store_failure: str | None = None
         # Whether we have ended it ourselves: what would come above the seal would never have existed.
         self.is_sealed = False
         # When the store was last asked anything whose answer showed that this log had not ended.
@@ -186,6 +188,7 @@ class WorkerLog:
             return
         error = task.exception()
         if isinstance(error, StoreFailed):
+            self.store_failure = str(error)
             self._fence(f"the store failed: {error}")
         elif error is not None:
             self._fence(f"the log's writer failed: {error!r}")

@@ -30,6 +30,7 @@ from kafscale.control import (
     Ping,
     Pong,
     Serving,
+    StoreBroken,
     encode_frame,
     worker_side_reader,
 )
@@ -145,6 +146,10 @@ class StubWorker:
                 self.say(CommandRequest(7, bytes.fromhex(hex_bytes)))
                 reply = await self.replies.get()
                 answer = {"version": reply.version, "results": reply.results.hex(), "known": self.state.version}
+            case ["broken"]:
+                self.say(StoreBroken("an fsync failed"))
+                await self.writer.drain()
+                answer = {}
             case ["fenced"]:
                 self.say(Fenced("met a seal"))
                 await self.writer.drain()

@@ -21,7 +21,7 @@ import pytest
 from kafscale.clock import SystemClock
 from kafscale.config import Endpoint, Settings
 from kafscale.coordination.commands import CreateTopic, decode_results, encode_commands
-from kafscale.errors import StartError
+from kafscale.errors import StartError, StoreFailed
 from supervisor import child, post, restarts
 from supervisor.supervisor import Supervisor
 
@@ -291,6 +291,19 @@ def test_a_fenced_worker_comes_back_as_a_new_incarnation(tmp_path, monkeypatch) 
             assert (await broker.ask(0, "who"))["log_id"] != before["log_id"]
             # It doesn't end by itself, as a real one would: then it is ended.
             await until(lambda: not is_running(before["pid"]), broker.running)
+
+    run(scenario())
+
+
+def test_a_store_that_broke_under_a_worker_stops_the_broker(tmp_path) -> None:
+    """No other process may go on with the page cache of an fsync that failed."""
+
+    async def scenario() -> None:
+        with pytest.raises(StoreFailed, match="fsync"):
+            async with Broker(tmp_path) as broker:
+                await broker.ready()
+                await broker.order("broken")
+                await broker.running
 
     run(scenario())
 
