@@ -1,5 +1,6 @@
-"""Fetch (key 1), versions 4 to 18. Left out: fetch sessions (every answer says session 0, so clients send all
-partitions each time), followers (there are none), aborted transactions, preferred read replicas.
+"""Fetch (key 1), v4-18: durable records from an offset on, of many partitions, once there are enough of them. Left out:
+fetch sessions (every answer says session 0, so clients send all partitions each time), followers (there are none),
+aborted transactions, preferred read replicas.
 
 The hot path of reads. What lies in memory is answered within the call: views of the bytes as they were received, no
 copy. A request that finds fewer than min_bytes waits, without a task, until the high watermarks rise or its time is
