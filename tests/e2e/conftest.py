@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import uuid
 from collections.abc import Callable, Generator, Iterator
 from typing import Any
@@ -20,6 +21,8 @@ MakeBroker = Callable[..., Broker]
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[BROKERS] = []
+    # A run that is told to stop ends its brokers first, as on Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
 
 
 @pytest.hookimpl(hookwrapper=True)
