@@ -86,6 +86,31 @@ def test_what_is_given_up_is_deleted_one_checkpoint_later() -> None:
     run(main())
 
 
+def test_what_lies_above_the_covered_sequence_is_not_given_up_yet() -> None:
+    """An object without batches that became durable while the manifests were written: whoever takes over walks over it,
+    and what it says is in no manifest. The next checkpoint gives it up."""
+
+    async def main() -> None:
+        node = await WholeWorker().start()
+        node.create("t", 2)
+        await node.produce("t", *[batch_of() for _ in range(3)])
+        node.store.held = "/manifest/"
+        node.store.gate.clear()
+        writing = asyncio.ensure_future(node.worker.checkpointer.write())
+        await node.store.wait_for("held", "/manifest/")
+        late = node.keys.log(node.log_id, node.worker.log.next_sequence)
+        await node.worker.ownership.delete_records(node.partition("t"), 2)
+        node.store.gate.set()
+        await writing
+        for is_given_up in (False, True):
+            newest = (await checkpoints(node))[node.worker.log.checkpoint_sequence]
+            assert (late in newest.given_up) == is_given_up
+            assert late in node.store.bodies() and (sequence_of(late) < newest.covered) == is_given_up
+            await node.worker.checkpointer.write()
+
+    run(main())
+
+
 def test_nothing_is_written_when_nothing_changed() -> None:
     async def main() -> None:
         node = await WholeWorker(QUICK).start()
