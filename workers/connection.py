@@ -348,13 +348,14 @@ class Connection(asyncio.BufferedProtocol):
         if self._waiting is None:
             # A header begins with the API's key, and Produce's is 0.
             is_produce = end - start >= 2 and buffer[start] == 0 == buffer[start + 1]
-            if self._may_begin(is_produce):
+            if self._may_begin(is_produce, end - start):
                 self._begin(buffer, start, end, is_produce)
                 return
         self._wait(buffer, start, end)
 
-    def _may_begin(self, is_produce: bool) -> bool:
-        """Whether the next request may begin now. If not, something is set up that will call `begin_waiting`."""
+    def _may_begin(self, is_produce: bool, size: int) -> bool:
+        """Whether the next request, of `size` bytes, may begin now. If not, something is set up that will call
+        `begin_waiting`."""
         if self._paused & _PAUSED_WRITING:
             return False
         if not is_produce:
@@ -367,7 +368,7 @@ class Connection(asyncio.BufferedProtocol):
             return True
         if self._is_exclusive or self._in_flight >= IN_FLIGHT_MAX:
             return False
-        if self._shared.is_produce_held:
+        if size > self._shared.produce_bytes_max:
             self._pause(_PAUSED_HELD)
             self._shared.hold(self)
             return False
@@ -413,7 +414,7 @@ class Connection(asyncio.BufferedProtocol):
             while self._waiting and not self.is_closed:
                 buffer, start, end = self._waiting[0]
                 is_produce = end - start >= 2 and buffer[start] == 0 == buffer[start + 1]
-                if not self._may_begin(is_produce):
+                if not self._may_begin(is_produce, end - start):
                     break
                 self._waiting.popleft()
                 self._waiting_bytes -= end - start

@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 
 RECEIVE_BUFFER_BYTES: Final = 256 * 1024
 # Enough of a large frame that it gets memory of its own, into which the rest is received straight.
+# Of a request's bytes: none is as large.
+NO_LIMIT: Final = 1 << 62
 SHORT_RECEIVE_BYTES: Final = SMALL_FRAME_BYTES + 4096
 # Unsent bytes at which a connection is no longer read from, and at which it is again.
 WRITE_HIGH_WATER_BYTES: Final = 256 * 1024
@@ -72,7 +74,8 @@ class Connections:
         self.frame_bytes_max = min(settings.socket_request_max_bytes, slabs.max_bytes)
         # The time of the last sweep: good enough for time-outs, and costs a request nothing.
         self.now = clock.monotonic()
-        self.is_produce_held = False
+        # Produce requests that are larger wait: see `hold_produce`.
+        self.produce_bytes_max = NO_LIMIT
         self.turn_left = BEGUN_PER_TURN_MAX
         self._clock = clock
         self._connections_max = settings.connections_max
@@ -203,13 +206,19 @@ class Connections:
 
     # -- holding back ------------------------------------------------------------------------------------------------
 
-    def hold_produce(self) -> None:
-        """Begin no Produce request from now on: too much is received and not durable. Their senders are not read."""
-        self.is_produce_held = True
+    @property
+    def is_produce_held(self) -> bool:
+        """Whether some Produce requests are not begun."""
+        return self.produce_bytes_max < NO_LIMIT
+
+    def hold_produce(self, bytes_max: int = 0) -> None:
+        """Begin no Produce request of more than `bytes_max` from now on: too much is received and not durable. Their
+        senders are not read."""
+        self.produce_bytes_max = bytes_max
 
     def release_produce(self) -> None:
         """Begin them again, those that waited longest first, until `hold_produce` is called again."""
-        self.is_produce_held = False
+        self.produce_bytes_max = NO_LIMIT
         for connection in list(self._held):
             if self.is_produce_held:
                 break

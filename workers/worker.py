@@ -60,6 +60,7 @@ from workers.admin import Admin
 from workers.apis import handlers
 from workers.authorization import AllowAll
 from workers.checkpoints import Checkpointer
+from workers.connection import SMALL_FRAME_BYTES
 from workers.connections import Connections
 from workers.context import ClusterView, Context
 from workers.dispatch import Dispatcher
@@ -76,7 +77,7 @@ SLAB_BYTES = 8 << 20
 # Of the cache setting, how much keeps what was written and how much what was read back.
 COLD_SHARE = 4
 # Received and not durable, in flushes: enough to keep a disk busy; more only makes clients wait.
-FLUSHES_BUFFERED = 4
+FLUSHES_BUFFERED_LOCAL = 2
 # A lease is a little shorter than the time after which the supervisor replaces a silent worker.
 LEASE_SHARE = 0.8
 # Of the time to drain, how much is spent on answering what was received; the rest is for the last checkpoint.
@@ -154,7 +155,7 @@ class Worker:
             metrics=metrics,
             bugs=bugs,
             tasks=self._tasks,
-            hold_produce=lambda: self.connections.hold_produce(),
+            hold_produce=self._hold_produce,
         )
         slabs = SlabPool(SLAB_BYTES, settings.cache_bytes + settings.produce_buffer_bytes, tail.evict)
         dispatcher = Dispatcher(context, handlers(), AllowAll())
@@ -304,6 +305,12 @@ class Worker:
             self._send(Fenced(reason))
         self.stop(reason)
 
+    def _hold_produce(self) -> None:
+        """Too much waits to become durable. Small requests add little to it, and their senders would wait behind those
+        that fill it: they go on until twice as much waits."""
+        is_bad = self.flusher.pending_bytes >= 2 * self.flusher.buffered_bytes_max
+        self.connections.hold_produce(0 if is_bad else SMALL_FRAME_BYTES)
+
     def _flushed(self, flush: Flush, seconds: float) -> None:
         cells = self._metrics.cells
         cells[FLUSHES] += 1
@@ -321,9 +328,13 @@ class Worker:
 
 
 def _flush_policy(settings: Settings) -> FlushPolicy:
+    interval_s = settings.flush_interval_ms / 1000 if settings.flush_interval_ms else None
+    buffered_bytes_max = settings.produce_buffer_bytes
+    if interval_s is None:
+        buffered_bytes_max = min(buffered_bytes_max, FLUSHES_BUFFERED_LOCAL * settings.flush_bytes)
     return FlushPolicy(
         flush_bytes=settings.flush_bytes,
-        interval_s=settings.flush_interval_ms / 1000 if settings.flush_interval_ms else None,
+        interval_s=interval_s,
         max_in_flight=settings.max_in_flight_flushes,
-        buffered_bytes_max=min(settings.produce_buffer_bytes, FLUSHES_BUFFERED * settings.flush_bytes),
+        buffered_bytes_max=buffered_bytes_max,
     )

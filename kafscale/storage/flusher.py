@@ -173,6 +173,10 @@ class Flusher:
         self._pump()
 
     @property
+    def buffered_bytes_max(self) -> int:
+        return self._policy.buffered_bytes_max
+
+    @property
     def is_full(self) -> bool:
         """Whether so much waits to become durable that no more should be appended."""
         return self.pending_bytes >= self._policy.buffered_bytes_max
