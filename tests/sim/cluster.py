@@ -313,6 +313,7 @@ class SimSupervisor:
             configure=self._configure,
             on_change=lambda post: None,
             on_command=requests.accept,
+            on_store_broken=lambda reason: broker.world.complain(f"the store broke: {reason}"),
         )
         self.posts = [Post(index, index, Restarts(chance), duties) for index in range(settings.workers)]
         self._nodes = self._alive()
