@@ -69,9 +69,9 @@ def test_the_same_seed_takes_the_same_steps() -> None:
 
 def test_a_failing_seed_says_how_to_replay_it() -> None:
     """Goal: what is printed of a failure names the seed, what was found, and the command."""
-    command = [sys.executable, "-m", "tests.sim.run", "--seeds", "1", "--bug", "producer_state_lost"]
+    command = [sys.executable, "-m", "tests.sim.run", "--seeds", "1", "--bug", "acknowledge_before_write"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, cwd=ROOT)
     assert done.returncode == 1
     assert "seed 0 failed" in done.stdout
-    assert "duplicate: " in done.stdout
+    assert "lost: " in done.stdout
     assert "python -m tests.sim.run --seed 0" in done.stdout
