@@ -73,5 +73,5 @@ def test_a_failing_seed_says_how_to_replay_it() -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, cwd=ROOT)
     assert done.returncode == 1
     assert "seed 0 failed" in done.stdout
-    assert "lost: " in done.stdout
+    assert "two-records: " in done.stdout
     assert "python -m tests.sim.run --seed 0" in done.stdout
