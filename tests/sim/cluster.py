@@ -324,7 +324,7 @@ class SimSupervisor:
         for post, child in zip(self.posts, children, strict=True):
             self.process.spawn(self._keep(post, child), f"post {post.index}")
         if broker.sweep_seconds is not None:
-            self.process.spawn(self._sweep(store, keys, chance, cluster_log, controller), "sweep")
+            self.process.spawn(self._sweep(store, keys, chance, controller), "sweep")
         while True:
             await clock.sleep(2.0)
             if (nodes := self._alive()) != self._nodes:
@@ -342,18 +342,15 @@ class SimSupervisor:
         store: StoreHandle,
         keys: Keys,
         chance: random.Random,
-        cluster_log: ClusterLog,
         controller: Controller,
     ) -> None:
         """Sweep often, and without a grace period: what is deleted may never be missed."""
         seconds = self._broker.sweep_seconds
         assert seconds is not None
+        known_seals: set[str] = set()
 
         async def in_use() -> LogsInUse:
-            # The newest version is the one after which nothing can be read.
-            while await cluster_log.read(controller.state.version + 1) is not None:
-                await self._clock.sleep(0.05)
-            state = controller.state
+            state = await controller.newest_state()
             return LogsInUse(
                 live={post.log_id for post in self.posts},
                 listed=named_logs(state),
@@ -363,7 +360,7 @@ class SimSupervisor:
         while True:
             await self._clock.sleep(seconds)
             try:
-                result = await sweep(store, keys, self._clock, chance, in_use, 0, None, self._broker.bugs)
+                result = await sweep(store, keys, self._clock, chance, in_use, 0, known_seals, self._broker.bugs)
             except KafscaleError as error:
                 self._broker.world.trace(f"{self.process.name} breaks a sweep off: {error!r}")
             else:

@@ -43,6 +43,8 @@ KINDS_LEAST = 3
 OPERATIONS_LEAST = 500
 TROUBLE_SECONDS = 60.0
 PEACE_SECONDS = 180.0
+# By then a replaced worker has asked the store, or has been told.
+NOTICE_SECONDS = 15.0
 END_OF_TIME = 1500.0
 
 
@@ -55,6 +57,8 @@ class Mood(msgspec.Struct, frozen=True, kw_only=True):
     kills_hung: float
     sweep_seconds: tuple[float | None, ...]
     producer_pace_seconds: tuple[float, ...] = (0.1, 0.5, 1.0)
+    # The share of producers that are.
+    idempotent: float = 0.8
 
 
 MOODS = (
@@ -78,7 +82,8 @@ MOODS = (
         weights={"hang": 2, "outlived hang": 8, "broken connections": 4, "crash of all": 0, "supervisor crash": 0},
         kills_hung=0.0,
         sweep_seconds=(0.5, 0.5, None),
-        producer_pace_seconds=(0.5, 1.0, 1.5),
+        producer_pace_seconds=(3.0, 6.0),
+        idempotent=0.4,
     ),
 )
 
@@ -219,6 +224,7 @@ class Scenario:
         else:
             await self._trouble(working)
         await self._heal()
+        await self._bury_replaced()
         await self._until(asyncio.gather(*working), "producers to be done", PEACE_SECONDS)
         await self._until(self._members_caught_up(members), "the group to catch up", PEACE_SECONDS)
         self._working = False
@@ -260,7 +266,7 @@ class Scenario:
                     batches,
                     pace_seconds=chance.choice(self._mood.producer_pace_seconds),
                     # Where sequences don't match an owner refuses; without them nothing but the fence is in the way.
-                    idempotent=chance.random() < 0.7,
+                    idempotent=chance.random() < self._mood.idempotent,
                 )
             )
         return producers
@@ -372,9 +378,15 @@ class Scenario:
         resumed = replaced + self._chance.uniform(3, 12)
         self._later(resumed, worker.process.resume)
         # It listens on the port of its successors still: let clients come to it.
-        for seconds in (0.3, 1.5):
-            self._later(resumed + seconds, self._break_connections)
+        for seconds in (0.3, 1.5, 4.0):
+            self._later(resumed + seconds, self._break_connections_of, worker.configure.worker_index)
         return True
+
+    def _break_connections_of(self, index: int) -> None:
+        for worker in self._broker.alive():
+            if worker.configure is not None and worker.configure.worker_index == index:
+                for link in self._network.links_of(worker.process):
+                    self._network.cut(link)
 
     def _crash_replacement(self, index: int) -> None:
         for worker in self._broker.alive():
@@ -441,6 +453,18 @@ class Scenario:
         self._bucket.faults = StoreFaults()
         self._network.faults = NetworkFaults()
         self._calm = (self._network.faults, self._bucket.faults)
+
+    async def _bury_replaced(self) -> None:
+        """A worker that was replaced must find out by itself, and soon. Whoever hasn't is ended: it would disturb the
+        verdict on all else."""
+        await asyncio.sleep(NOTICE_SECONDS)
+        supervisor = self._broker.supervisor
+        current = {post.log_id for post in supervisor.posts}
+        for worker in self._broker.alive():
+            log_id = worker.configure.log_id if worker.configure is not None else ""
+            if log_id not in current and worker.worker is not None and not worker.worker.is_stopped:
+                self.world.complain(f"{worker.process.name} was replaced and still runs after {NOTICE_SECONDS:.0f} s")
+                worker.process.crash()
 
     # The world's own tasks
 

@@ -14,7 +14,7 @@ BREAKS = {
     "acknowledge_before_write": {"lost"},
     "plain_create": {"lost", "two-records"},
     "gap_is_the_end": {"lost", "two-records"},
-    "seal_deleted": {"lost", "two-records", "committed-offset"},
+    "seal_deleted": {"lost", "two-records", "not-durable", "committed-offset"},
     "producer_state_lost": {"duplicate"},
     "duplicate_answered_early": {"lost"},
 }
