@@ -56,6 +56,8 @@ class Recorder:
         self.history = History([], {})
         self._number = 0
         self.operations = 0
+        # Whether the store gave workers no answer just now.
+        self.is_store_silent: Callable[[], bool] = lambda: False
 
     def number(self) -> int:
         self._number += 1

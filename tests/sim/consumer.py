@@ -140,7 +140,10 @@ class Consumer(Client):
             return None
         records = self._open(partition, data.records)
         known_epoch = epoch if self._fetch_version >= 9 else -1
-        self.recorder.add(Fetched(request, self.name, partition, data.high_watermark, tuple(records), known_epoch))
+        silent = self.recorder.is_store_silent()
+        self.recorder.add(
+            Fetched(request, self.name, partition, data.high_watermark, tuple(records), known_epoch, silent)
+        )
         self.ends[partition] = data.high_watermark
         self.starts[partition] = data.log_start_offset
         if records:
@@ -401,7 +404,9 @@ class Member(Consumer):
                 self._check("OffsetFetch", data.error_code)
                 partition = (topic.name, data.partition_index)
                 offsets[partition] = data.committed_offset
-                self.recorder.add(OffsetFetched(operations[partition], data.committed_offset))
+                self.recorder.add(
+                    OffsetFetched(operations[partition], data.committed_offset, self.recorder.is_store_silent())
+                )
         return offsets
 
     async def _commit(self, membership: Membership) -> None:

@@ -56,7 +56,9 @@ class FetchInvoked(msgspec.Struct, frozen=True):
 
 class Fetched(msgspec.Struct, frozen=True):
     """A partition in the answer to a fetch: its high watermark and the records that the reader took, in order.
-    `leader_epoch` is that of the owner which answered, -1 where the reader doesn't know."""
+    `leader_epoch` is that of the owner which answered, -1 where the reader doesn't know. `store_silent`: the store gave
+    a worker no answer shortly before, so that a replaced one may have answered from its memory (a worker goes on
+    answering while the store can't tell it that it was replaced)."""
 
     request: int
     reader: str
@@ -64,6 +66,7 @@ class Fetched(msgspec.Struct, frozen=True):
     high_watermark: int
     records: tuple[tuple[int, str], ...]
     leader_epoch: int = -1
+    store_silent: bool = False
 
 
 class CommitInvoked(msgspec.Struct, frozen=True):
@@ -90,10 +93,11 @@ class OffsetFetchInvoked(msgspec.Struct, frozen=True):
 
 
 class OffsetFetched(msgspec.Struct, frozen=True):
-    """The committed offset; -1 for none."""
+    """The committed offset; -1 for none. `store_silent` as for `Fetched`."""
 
     op: int
     offset: int
+    store_silent: bool = False
 
 
 class RecordsDeleted(msgspec.Struct, frozen=True):

@@ -45,6 +45,8 @@ TROUBLE_SECONDS = 60.0
 PEACE_SECONDS = 180.0
 # By then a replaced worker has asked the store, or has been told.
 NOTICE_SECONDS = 15.0
+# A worker that the store gave no answer goes on for a second, and what it says may be on its way for some more.
+SILENCE_SECONDS = 5.0
 END_OF_TIME = 1500.0
 
 
@@ -186,6 +188,7 @@ class Scenario:
         chance = self._chance = world.stream("scenario")
         self._network = Network(world, NetworkFaults(broken=chance.choice((0, 0.0005, 0.003))))
         self._bucket = Bucket(world, _store_faults(chance), plain_create=bugs.plain_create)
+        self.recorder.is_store_silent = lambda: world.loop.time() - self._bucket.refused_at < SILENCE_SECONDS
         self._calm = (self._network.faults, self._bucket.faults)
         self._settings = _settings(chance)
         mood = self._mood = chance.choice(MOODS)

@@ -155,6 +155,15 @@ def test_a_committed_offset_that_is_lost_or_goes_back_is_found(events: list[Even
             CommitAcknowledged(2),
             OffsetFetched(9, 5),
         ],
+        # A replaced coordinator that can't know it.
+        [
+            commit(1, 5),
+            CommitAcknowledged(1),
+            commit(2, 7),
+            CommitAcknowledged(2),
+            OffsetFetchInvoked(3, "g", T0),
+            OffsetFetched(3, 5, store_silent=True),
+        ],
         # Going back on purpose.
         [commit(1, 7), CommitAcknowledged(1), commit(2, 5), CommitAcknowledged(2), *read(3, 5)],
     ],
