@@ -25,9 +25,9 @@ log = logging.getLogger(__name__)
 
 RECEIVE_BUFFER_BYTES: Final = 256 * 1024
 # Enough of a large frame that it gets memory of its own, into which the rest is received straight.
+SHORT_RECEIVE_BYTES: Final = SMALL_FRAME_BYTES + 4096
 # Of a request's bytes: none is as large.
 NO_LIMIT: Final = 1 << 62
-SHORT_RECEIVE_BYTES: Final = SMALL_FRAME_BYTES + 4096
 # Unsent bytes at which a connection is no longer read from, and at which it is again.
 WRITE_HIGH_WATER_BYTES: Final = 256 * 1024
 WRITE_LOW_WATER_BYTES: Final = 64 * 1024
