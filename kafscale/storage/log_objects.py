@@ -21,6 +21,7 @@ bytes carry their own CRC32C per batch; the table's is in the footer. Damage rai
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from enum import IntEnum
 
 import msgspec
@@ -228,3 +229,7 @@ def split_object(data: bytes, key: str) -> tuple[Header, memoryview]:
     table = memoryview(data)[position : position + length]
     check_table(table, crc, key)
     return header, table
+
+
+def join(parts: Sequence[Buffer]) -> bytes:
+    return b"".join(parts)
