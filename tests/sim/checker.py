@@ -8,7 +8,7 @@ duplicate             an idempotent producer's record at two offsets
 two-records           an offset that held two different records
 gap                   offsets missing from the final log, or passed over by a reader, not taken by retention
 poll-order            a reader that goes back or sees an offset twice without setting its position anew
-high-watermark        a high watermark below one that was seen before
+high-watermark        a high watermark below one that was seen before, or above the log's end
 not-durable           a record that was served and is not in the final log
 wrong-offset          a record acknowledged at another offset than it has
 answers-differ        a batch acknowledged twice with different offsets
@@ -96,6 +96,28 @@ class _Committed:
         self.answered: dict[int, int] = {}
 
 
+class _Steps:
+    """High watermarks that only rose, and when each was first answered."""
+
+    __slots__ = ("_steps",)
+
+    def __init__(self) -> None:
+        self._steps: list[tuple[int, int]] = []
+
+    @property
+    def highest(self) -> int:
+        return self._steps[-1][1] if self._steps else 0
+
+    def reached_at(self, time: int) -> int:
+        """The highest that was answered before `time`."""
+        before = bisect_left(self._steps, (time, -1))
+        return self._steps[before - 1][1] if before else 0
+
+    def add(self, time: int, high_watermark: int) -> None:
+        if not self._steps or high_watermark > self.highest:
+            self._steps.append((time, high_watermark))
+
+
 class _Checker:
     def __init__(self, final: dict[Partition, FinalLog]) -> None:
         self.violations: list[Violation] = []
@@ -109,7 +131,8 @@ class _Checker:
         # High watermarks: the highest answered per reader; the lowest and the rising steps (time, value) per epoch.
         self._watermark_of_reader: dict[tuple[str, Partition], int] = {}
         self._lowest_of_epoch: dict[Partition, dict[int, int]] = defaultdict(dict)
-        self._steps_of_epoch: dict[tuple[Partition, int], list[tuple[int, int]]] = defaultdict(list)
+        self._steps_of_epoch: dict[tuple[Partition, int], _Steps] = defaultdict(_Steps)
+        self._steps_of_incarnation: dict[tuple[Partition, str], _Steps] = defaultdict(_Steps)
         self._asked_at: dict[int, int] = {}
         self._deleted_to: dict[Partition, int] = {}
         self._commits: dict[int, tuple[CommitInvoked, int]] = {}
@@ -203,35 +226,46 @@ class _Checker:
             self._positions[key] = position
 
     def _check_watermark(self, time: int, event: Fetched) -> None:
-        """Never back for one reader, and never back in time within a leader epoch."""
+        """Never back for one reader, and never back in time within a leader epoch or an incarnation.
+
+        Who asks without an epoch may be told what was true, by a replaced owner that the store could not warn.
+        """
         if event.high_watermark < 0:
             return
         name = _name(event.partition)
         key = (event.reader, event.partition)
         seen = self._watermark_of_reader.get(key, 0)
-        # Who asks without an epoch may be answered by a replaced owner that the store can't warn.
-        if event.high_watermark < seen and not (event.store_silent and event.leader_epoch < 0):
+        if event.high_watermark < seen and not (event.unwarned and event.leader_epoch < 0):
             self._found(
                 "high-watermark", f"{event.reader} is told {event.high_watermark} for {name} after it was told {seen}"
             )
         self._watermark_of_reader[key] = max(seen, event.high_watermark)
-        if event.leader_epoch < 0:
-            return
+        final = self._final.get(event.partition)
+        if final is not None and event.high_watermark > final.end_offset:
+            self._found(
+                "high-watermark",
+                f"{event.reader} is told {event.high_watermark} for {name}, which ends at {final.end_offset}",
+            )
+        if event.answered_by:
+            steps = self._steps_of_incarnation[event.partition, event.answered_by]
+            self._check_steps(time, event, steps, f"by log {event.answered_by}")
         epoch = event.leader_epoch
+        if epoch < 0:
+            return
         lowest = self._lowest_of_epoch[event.partition]
         lowest[epoch] = min(lowest.get(epoch, event.high_watermark), event.high_watermark)
-        steps = self._steps_of_epoch[event.partition, epoch]
-        # What answers of this epoch had reached when the question was asked.
-        before = bisect_left(steps, (self._asked_at.get(event.request, -1), -1))
-        reached = steps[before - 1][1] if before else 0
+        self._check_steps(time, event, self._steps_of_epoch[event.partition, epoch], f"by the owner of epoch {epoch}")
+
+    def _check_steps(self, time: int, event: Fetched, steps: _Steps, by: str) -> None:
+        """An answer names no less than those that had come when its question was asked."""
+        reached = steps.reached_at(self._asked_at.get(event.request, -1))
         if event.high_watermark < reached:
             self._found(
                 "high-watermark",
-                f"{event.reader} is told {event.high_watermark} for {name} by the owner of epoch {epoch}, which"
-                f" had said {reached} before it was asked",
+                f"{event.reader} is told {event.high_watermark} for {_name(event.partition)} {by}, which had said"
+                f" {reached} before it was asked",
             )
-        if not steps or event.high_watermark > steps[-1][1]:
-            steps.append((time, event.high_watermark))
+        steps.add(time, event.high_watermark)
 
     def _see(self, partition: Partition, offset: int, value: str, reader: str) -> None:
         first = self._seen.get((partition, offset))
@@ -260,8 +294,8 @@ class _Checker:
     def _offset_fetched(self, event: OffsetFetched) -> None:
         asked, newest_invoked = self._offset_fetches[event.op]
         register = self._registers[asked.group, asked.partition]
-        if event.store_silent and (event.offset < 0 or event.offset in register.answered):
-            return  # Perhaps of a replaced coordinator that the store can't warn.
+        if event.unwarned and (event.offset < 0 or event.offset in register.answered):
+            return  # What was true, from a replaced coordinator that the store could not warn.
         where = f"group {asked.group} reads {event.offset} as its committed offset of {_name(asked.partition)}"
         if event.offset < 0:
             if newest_invoked >= 0:
@@ -383,7 +417,7 @@ class _Checker:
                         "high-watermark",
                         f"epoch {epoch} of {_name(partition)} showed {lowest[epoch]}, epoch {by} before it {reached}",
                     )
-                highest = self._steps_of_epoch[partition, epoch][-1][1]
+                highest = self._steps_of_epoch[partition, epoch].highest
                 if highest > reached:
                     reached, by = highest, epoch
             if final is not None and reached > final.end_offset:

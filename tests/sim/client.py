@@ -17,9 +17,9 @@ from kafscale.protocol.api import APIS, ApiKey, decode_response, encode_request
 from kafscale.protocol.error_codes import ErrorCode
 from kafscale.protocol.messages.metadata import MetadataRequest, MetadataRequestTopic
 from kafscale.protocol.schema import Message
-from tests.sim.history import Event, History
+from tests.sim.history import Event, History, Partition
 from tests.sim.network import ClientEnd, Network
-from tests.sim.world import SimClock, World
+from tests.sim.world import Process, SimClock, World
 
 REQUEST_TIMEOUT_SECONDS = 8.0
 BACKOFF_SECONDS = 0.1
@@ -56,8 +56,10 @@ class Recorder:
         self.history = History([], {})
         self._number = 0
         self.operations = 0
-        # Whether the store gave workers no answer just now.
-        self.is_store_silent: Callable[[], bool] = lambda: False
+        # Of a process that answered: the log that it writes, and whether it answered for a partition, or a group, that
+        # is another's meanwhile, since the store could not warn it. The broker's part of the world knows.
+        self.log_of: Callable[[Process], str] = lambda server: ""
+        self.is_unwarned: Callable[[Process, Partition | str, float], bool] = lambda server, what, asked_at: False
 
     def number(self) -> int:
         self._number += 1
@@ -83,6 +85,11 @@ class Wire:
     @property
     def is_lost(self) -> bool:
         return self._end.is_lost
+
+    @property
+    def server(self) -> Process:
+        """The process at the other end."""
+        return self._end.server_process
 
     def send(self, key: ApiKey, version: int, message: Message) -> asyncio.Future[Any]:
         """Send a request; the future gives its answer, or raises Lost."""

@@ -31,7 +31,7 @@ from kafscale.control import (
     worker_side_reader,
 )
 from kafscale.coordination.assignment import EndedLog, named_logs
-from kafscale.coordination.cluster import encode_state
+from kafscale.coordination.cluster import OFFSETS_TOPIC, encode_state, slot_of
 from kafscale.errors import Fenced as FencedError
 from kafscale.errors import KafscaleError
 from kafscale.metrics import MetricsBlock
@@ -49,6 +49,7 @@ from supervisor.requests import CommandRequests
 from supervisor.restarts import Restarts
 from supervisor.sealing import LogEnder
 from tests.sim.client import BOOTSTRAP_PORT
+from tests.sim.history import Partition
 from tests.sim.network import Listener, Network, Way
 from tests.sim.store import Bucket, StoreHandle
 from tests.sim.world import Process, SimClock, World
@@ -436,6 +437,28 @@ class SimBroker:
     def alive(self) -> list[WorkerProcess]:
         """Worker processes that run a worker now, replaced ones among them."""
         return [worker for worker in self.workers if worker.worker is not None and not worker.process.is_dead]
+
+    def log_of(self, process: Process) -> str:
+        """The log of the incarnation that the process runs, or ran."""
+        configure = self._worker_of(process).configure
+        return "" if configure is None else configure.log_id
+
+    def is_unwarned(self, process: Process, what: Partition | str, asked_at: float) -> bool:
+        """Whether an answer about a partition, or a group, asked for at loop time `asked_at`, may come from an owner
+        that was replaced, asked the store about that, and got no answer: the one case in which it may be outdated."""
+        worker = self._worker_of(process).worker
+        controllers = [life.controller for life in self.supervisors if life.controller is not None]
+        if worker is None or not controllers:
+            return False
+        if worker.lease._checked_until <= asked_at + self.world.monotonic_zero:
+            return False
+        topic, index = (OFFSETS_TOPIC, worker.groups.partition_of(what)) if isinstance(what, str) else what
+        state = max((controller.state for controller in controllers if controller.version), key=lambda s: s.version)
+        owner = state.owner(slot_of(state.topics[topic].topic_id, index, state.slot_count))
+        return owner is not None and owner.log_id != worker.log_id
+
+    def _worker_of(self, process: Process) -> WorkerProcess:
+        return next(worker for worker in self.workers if worker.process is process)
 
     def start(self) -> None:
         """Start a supervisor; one whose start fails is started again."""

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from kafscale.errors import Corrupt, Invalid
 from kafscale.protocol.api import ApiKey
 from kafscale.protocol.batches import check_stored, iterate
@@ -85,6 +87,7 @@ class Consumer(Client):
         self.recorder.operations += 1
         self.recorder.add(FetchInvoked(request_number, self.name))
         epochs = {partition: self.leaders[partition][1] for partition in partitions}
+        asked_at = self.world.loop.time()
         try:
             wire = await self.wire_to(node)
             answer = await wire.ask(ApiKey.FETCH, self._fetch_version, self._fetch_request(asked, epochs, max_wait_ms))
@@ -98,7 +101,16 @@ class Consumer(Client):
                 # A rebalance may have taken the partition away, or a seek moved it, while the answer was on its way.
                 if self.positions.get(partition) != asked.get(partition):
                     continue
-                taken = await self._take(request_number, partition, epochs[partition], data)
+                fetched = Fetched(
+                    request_number,
+                    self.name,
+                    partition,
+                    data.high_watermark,
+                    leader_epoch=epochs[partition] if self._fetch_version >= 9 else -1,
+                    answered_by=self.recorder.log_of(wire.server),
+                    unwarned=self.recorder.is_unwarned(wire.server, partition, asked_at),
+                )
+                taken = await self._take(fetched, data)
                 if taken is None:
                     moved = True
                 else:
@@ -127,9 +139,9 @@ class Consumer(Client):
         ]
         return FetchRequest(max_wait_ms=max_wait_ms, min_bytes=1, max_bytes=1 << 20, topics=topics)
 
-    async def _take(self, request: int, partition: Partition, epoch: int, data: Any) -> int | None:
-        """Take a partition's part of an answer. None if its leader must be looked up."""
-        code = data.error_code
+    async def _take(self, fetched: Fetched, data: Any) -> int | None:
+        """Take a partition's part of an answer; `fetched` lacks the records. None if its leader must be looked up."""
+        code, partition = data.error_code, fetched.partition
         if code == ErrorCode.OFFSET_OUT_OF_RANGE:
             await self._out_of_range(partition)
             return None
@@ -139,11 +151,7 @@ class Consumer(Client):
             self.unexpected(f"a fetch of {partition[0]}-{partition[1]}", code)
             return None
         records = self._open(partition, data.records)
-        known_epoch = epoch if self._fetch_version >= 9 else -1
-        silent = self.recorder.is_store_silent()
-        self.recorder.add(
-            Fetched(request, self.name, partition, data.high_watermark, tuple(records), known_epoch, silent)
-        )
+        self.recorder.add(msgspec.structs.replace(fetched, records=tuple(records)))
         self.ends[partition] = data.high_watermark
         self.starts[partition] = data.log_start_offset
         if records:
@@ -390,6 +398,7 @@ class Member(Consumer):
             self.recorder.add(OffsetFetchInvoked(operation, self._group, (topic, index)))
             by_topic.setdefault(topic, []).append(index)
         self.recorder.operations += 1
+        asked_at = self.world.loop.time()
         request = OffsetFetchRequest(
             group_id=self._group,
             topics=[
@@ -398,15 +407,15 @@ class Member(Consumer):
         )
         answer = await self._ask(ApiKey.OFFSET_FETCH, self._offsets_version, request)
         self._check("OffsetFetch", answer.error_code if self._offsets_version >= 2 else 0)
+        assert self._group_wire is not None
+        unwarned = self.recorder.is_unwarned(self._group_wire.server, self._group, asked_at)
         offsets = {}
         for topic in answer.topics:
             for data in topic.partitions:
                 self._check("OffsetFetch", data.error_code)
                 partition = (topic.name, data.partition_index)
                 offsets[partition] = data.committed_offset
-                self.recorder.add(
-                    OffsetFetched(operations[partition], data.committed_offset, self.recorder.is_store_silent())
-                )
+                self.recorder.add(OffsetFetched(operations[partition], data.committed_offset, unwarned))
         return offsets
 
     async def _commit(self, membership: Membership) -> None:

@@ -56,17 +56,19 @@ class FetchInvoked(msgspec.Struct, frozen=True):
 
 class Fetched(msgspec.Struct, frozen=True):
     """A partition in the answer to a fetch: its high watermark and the records that the reader took, in order.
-    `leader_epoch` is that of the owner which answered, -1 where the reader doesn't know. `store_silent`: the store gave
-    a worker no answer shortly before, so that a replaced one may have answered from its memory (a worker goes on
-    answering while the store can't tell it that it was replaced)."""
+    `leader_epoch` is that of the owner which answered, -1 where the reader doesn't know; `answered_by` is the log of
+    the worker that answered. `unwarned`: it had been replaced as owner, had asked the store whether it had, and had got
+    no answer: then it goes on with what it has in memory (docs/adr/0008-reads-while-the-store-is-silent.md).
+    """
 
     request: int
     reader: str
     partition: Partition
     high_watermark: int
-    records: tuple[tuple[int, str], ...]
+    records: tuple[tuple[int, str], ...] = ()
     leader_epoch: int = -1
-    store_silent: bool = False
+    answered_by: str = ""
+    unwarned: bool = False
 
 
 class CommitInvoked(msgspec.Struct, frozen=True):
@@ -93,11 +95,11 @@ class OffsetFetchInvoked(msgspec.Struct, frozen=True):
 
 
 class OffsetFetched(msgspec.Struct, frozen=True):
-    """The committed offset; -1 for none. `store_silent` as for `Fetched`."""
+    """The committed offset; -1 for none. `unwarned` as for `Fetched`."""
 
     op: int
     offset: int
-    store_silent: bool = False
+    unwarned: bool = False
 
 
 class RecordsDeleted(msgspec.Struct, frozen=True):

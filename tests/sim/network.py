@@ -166,6 +166,10 @@ class ClientEnd:
         self.is_lost = False
         self._link = link
 
+    @property
+    def server_process(self) -> Process:
+        return self._link.server_process
+
     def send(self, data: bytes) -> None:
         if not self.is_lost and not self._link.maybe_break():
             self._link.to_server.send(self._link.server.receive, data)

@@ -45,8 +45,6 @@ TROUBLE_SECONDS = 60.0
 PEACE_SECONDS = 180.0
 # By then a replaced worker has asked the store, or has been told.
 NOTICE_SECONDS = 15.0
-# A worker that the store gave no answer goes on for a second, and what it says may be on its way for some more.
-SILENCE_SECONDS = 5.0
 END_OF_TIME = 1500.0
 
 
@@ -188,7 +186,6 @@ class Scenario:
         chance = self._chance = world.stream("scenario")
         self._network = Network(world, NetworkFaults(broken=chance.choice((0, 0.0005, 0.003))))
         self._bucket = Bucket(world, _store_faults(chance), plain_create=bugs.plain_create)
-        self.recorder.is_store_silent = lambda: world.loop.time() - self._bucket.refused_at < SILENCE_SECONDS
         self._calm = (self._network.faults, self._bucket.faults)
         self._settings = _settings(chance)
         mood = self._mood = chance.choice(MOODS)
@@ -202,6 +199,8 @@ class Scenario:
             sweep_seconds=chance.choice(mood.sweep_seconds),
             compaction=CompactionPolicy(objects=chance.choice((4, 12)), idle_s=1.0) if chance.random() < 0.6 else None,
         )
+        self.recorder.log_of = self._broker.log_of
+        self.recorder.is_unwarned = self._broker.is_unwarned
         self._topics = {"orders": chance.randint(2, 4), "events": chance.randint(1, 3)}
         self._partitions = [(topic, index) for topic, count in self._topics.items() for index in range(count)]
         self._working = True

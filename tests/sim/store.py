@@ -79,7 +79,6 @@ class Bucket:
         self.random: random.Random = self.world.stream("store")
         self.applied: list[Applied] = []
         self.unavailable_until = 0.0
-        self.refused_at = -1e9
         self.cut_off: set[str] = set()
         # Keys, and the bodies that a reader could have seen under them.
         self.bodies: dict[str, bytes] = {}
@@ -92,12 +91,9 @@ class Bucket:
         self.unavailable_until = max(self.unavailable_until, self.world.loop.time() + seconds)
 
     def refuses(self, process: Process) -> bool:
-        now = self.world.loop.time()
-        refused = process.name in self.cut_off or now < self.unavailable_until
-        refused = refused or self.random.random() < self.faults.unavailable
-        if refused:
-            self.refused_at = now
-        return refused
+        if process.name in self.cut_off or self.world.loop.time() < self.unavailable_until:
+            return True
+        return self.random.random() < self.faults.unavailable
 
     def delay(self) -> float:
         faults = self.faults

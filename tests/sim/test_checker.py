@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -162,7 +163,7 @@ def test_a_committed_offset_that_is_lost_or_goes_back_is_found(events: list[Even
             commit(2, 7),
             CommitAcknowledged(2),
             OffsetFetchInvoked(3, "g", T0),
-            OffsetFetched(3, 5, store_silent=True),
+            OffsetFetched(3, 5, unwarned=True),
         ],
         # Going back on purpose.
         [commit(1, 7), CommitAcknowledged(1), commit(2, 5), CommitAcknowledged(2), *read(3, 5)],
@@ -212,6 +213,38 @@ def test_committed_offsets_that_some_order_explains_are_clean(events: list[Event
 def test_a_clean_history_passes(events: list[Event], final: FinalLog) -> None:
     """Goal: what a right log may show raises no alarm."""
     assert check(History(events, {T0: final})) == []
+
+
+def outdated(reader: str = "r", **answer: Any) -> list[Event]:
+    """Told 3 by whoever leads, then 2 by log "old" in another answer, which `answer` describes."""
+    return [
+        *ABC,
+        *[FetchInvoked(1, "r"), Fetched(1, "r", T0, 3, (), 2, "new")],
+        *[FetchInvoked(2, reader), Fetched(2, reader, T0, 2, (), answered_by="old", **answer)],
+    ]
+
+
+def test_a_replaced_owner_that_could_not_be_warned_may_be_outdated() -> None:
+    """Goal: a client that names no epoch may be told what was true, then and only then."""
+    assert check(History(outdated(unwarned=True), {T0: log("a", "b", "c")})) == []
+
+
+@pytest.mark.parametrize(
+    "events",
+    [
+        # From a worker that leads, or could have known.
+        outdated(),
+        # The client said which epoch it knows.
+        outdated(unwarned=True, leader_epoch=2),
+        # What an incarnation said itself it may not take back, whoever asks.
+        [*outdated(unwarned=True), FetchInvoked(3, "s"), Fetched(3, "s", T0, 1, (), answered_by="old", unwarned=True)],
+        # What never was.
+        [*ABC, FetchInvoked(1, "r"), Fetched(1, "r", T0, 4, (), answered_by="old", unwarned=True)],
+    ],
+)
+def test_no_other_outdated_answer_is_overlooked(events: list[Event]) -> None:
+    """Goal: the leniency towards replaced owners covers no fault beside it."""
+    assert {violation.kind for violation in check(History(events, {T0: log("a", "b", "c")}))} == {"high-watermark"}
 
 
 def random_run(choices: list[int]) -> History:
