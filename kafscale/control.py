@@ -95,6 +95,15 @@ class CommandReply(msgspec.Struct, frozen=True, tag=True):
     results: bytes
 
 
+class PeerReleased(msgspec.Struct, frozen=True, tag=True):
+    """To a worker: the log of another has released these slots, slot → epoch of the assignment, in its object
+    `sequence`. A hint of where to look: it saves a new owner the time until it looks by itself."""
+
+    log_id: str
+    slots: dict[int, int]
+    sequence: int
+
+
 class Pong(msgspec.Struct, frozen=True, tag=True):
     """To the supervisor: the loop runs. `store_ok` is false while the object store gives no answers."""
 
@@ -128,12 +137,21 @@ class StoreBroken(msgspec.Struct, frozen=True, tag=True):
     reason: str
 
 
+class Released(msgspec.Struct, frozen=True, tag=True):
+    """To the supervisor: this worker's log has released these slots, slot → epoch of the assignment, in its object
+    `sequence`, which counts."""
+
+    log_id: str
+    slots: dict[int, int]
+    sequence: int
+
+
 class Drained(msgspec.Struct, frozen=True, tag=True):
     """To the supervisor: everything received is durable and answered; the worker exits."""
 
 
-ToWorker = Configure | ClusterVersion | Nodes | Ping | AdoptListener | DropListener | Drain | CommandReply
-ToSupervisor = Pong | Serving | CommandRequest | Fenced | StoreBroken | Drained
+ToWorker = Configure | ClusterVersion | Nodes | Ping | AdoptListener | DropListener | Drain | CommandReply | PeerReleased
+ToSupervisor = Pong | Serving | CommandRequest | Fenced | StoreBroken | Released | Drained
 
 _encoder = msgspec.msgpack.Encoder()
 
