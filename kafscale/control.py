@@ -150,7 +150,9 @@ class Drained(msgspec.Struct, frozen=True, tag=True):
     """To the supervisor: everything received is durable and answered; the worker exits."""
 
 
-ToWorker = Configure | ClusterVersion | Nodes | Ping | AdoptListener | DropListener | Drain | CommandReply | PeerReleased
+ToWorker = (
+    Configure | ClusterVersion | Nodes | Ping | AdoptListener | DropListener | Drain | CommandReply | PeerReleased
+)
 ToSupervisor = Pong | Serving | CommandRequest | Fenced | StoreBroken | Released | Drained
 
 _encoder = msgspec.msgpack.Encoder()
