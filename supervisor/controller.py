@@ -2,7 +2,8 @@
 race.
 
 Owns the supervisor's `ClusterState`. A decision takes effect only once its version is durable; then it is published to
-the workers, then answered. Knows nothing of processes and sockets.
+the workers, then answered. Versions that other brokers wrote are read and published in the same order, when it is told
+of them (`heard_of`) or meets them under its own number. Knows nothing of processes and sockets, nor who is alive.
 """
 
 from __future__ import annotations
@@ -18,9 +19,8 @@ from typing import Generic, TypeVar
 from kafscale.clock import Clock
 from kafscale.config import Settings
 from kafscale.coordination import assignment
-from kafscale.coordination.assignment import EndedLog, Incarnation
+from kafscale.coordination.assignment import EndedLog, Incarnation, broker_of
 from kafscale.coordination.cluster import (
-    FORMAT_VERSION,
     OFFSETS_TOPIC,
     Assign,
     Change,
@@ -28,13 +28,13 @@ from kafscale.coordination.cluster import (
     Topic,
     Version,
     apply,
-    decode_version,
     encode_version,
 )
 from kafscale.coordination.commands import Command, CommandResult, Draft, decide_all
-from kafscale.errors import Corrupt, KafscaleError, Retry, StartError
+from kafscale.errors import Corrupt, KafscaleError, Retry
 from kafscale.protocol.error_codes import ErrorCode
 from kafscale.storage.cluster_log import FIRST_VERSION, ClusterLog
+from supervisor.cluster_history import load_state, read_version
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,6 @@ MAX_QUEUED_PROPOSALS = 1024
 # A version holds the proposals that have come in together, up to about so many commands.
 MAX_COMMANDS_PER_VERSION = 10_000
 MAX_PROPOSALS_PER_VERSION = 256
-READS_AT_ONCE = 16
 
 EndLog = Callable[[str], Awaitable[EndedLog]]
 OnVersion = Callable[[int, bytes], None]
@@ -72,16 +71,25 @@ class _Proposal(Generic[_Result]):
 
 
 class Controller:
-    """Decides and writes. `on_version(version, payload)` is called for every version after the one loaded, in order."""
+    """Decides and writes. `on_version(version, payload)` is called for every version after the one loaded, in order.
+    While `may_change` says no, clients' changes are refused; who owns what can still be written."""
 
     def __init__(
-        self, cluster_log: ClusterLog, clock: Clock, settings: Settings, writer_id: str, on_version: OnVersion
+        self,
+        cluster_log: ClusterLog,
+        clock: Clock,
+        settings: Settings,
+        writer_id: str,
+        on_version: OnVersion,
+        may_change: Callable[[], bool] = lambda: True,
     ) -> None:
         self._log = cluster_log
         self._clock = clock
         self._settings = settings
         self._writer_id = writer_id
         self._on_version = on_version
+        self._may_change = may_change
+        self._heard_of = 0
         self._state: ClusterState | None = None
         # The catalogue of that state, ready to be changed; None where it must be made anew.
         self._draft: Draft | None = None
@@ -100,27 +108,48 @@ class Controller:
         """The newest version known; 0 before `start` has read one."""
         return 0 if self._state is None else self._state.version
 
-    async def start(self, workers: Sequence[Incarnation], end_log: EndLog) -> None:
-        """Load the state, or write the first version, and give all slots to `workers`, in one version.
+    async def load(self, workers: Sequence[Incarnation]) -> ClusterState:
+        """Read the newest state, or write the first version, with all slots given to `workers`.
 
-        The logs that own slots are ended first. Raises StartError for a newer format, Corrupt, StoreError.
+        Raises StartError for a newer format, Corrupt, StoreError.
         """
         while self._state is None:
-            self._state = await self._load() or await self._found_cluster(workers)
+            self._state = await load_state(self._log) or await self._found_cluster(workers)
+        return self._state
+
+    async def start(self, workers: Sequence[Incarnation], end_log: EndLog, broker_id: int | None = None) -> None:
+        """Begin to write; end the logs that earlier lives of this broker left, and give their slots to `workers`, in
+        one version.
+
+        Earlier lives are those of this `broker_id`; None says that this broker is the whole cluster. Raises as `load`.
+        """
+        await self.load(workers)
         self._writer = asyncio.create_task(self._run(), name="controller")
         ended: dict[str, EndedLog] = {}
         ours = {worker.log_id for worker in workers}
-        while missing := _owning_logs(self.state) - ended.keys() - ours:
+        while missing := _owning_logs(self.state, broker_id) - ended.keys() - ours:
             for read in await asyncio.gather(*(end_log(log_id) for log_id in sorted(missing))):
                 ended[read.log_id] = read
-            await self._propose(lambda state, _: _start_anew(state, workers, ended))
+            await self._propose(lambda state, _: _start_anew(state, workers, ended, broker_id))
+
+    def heard_of(self, version: int) -> None:
+        """Another may have written `version`: read what is missing up to it, and on."""
+        if version > self._heard_of:
+            self._heard_of = version
+            self._arrived.set()
+
+    def look(self) -> None:
+        """See whether the log has a version of which nobody told."""
+        self.heard_of(self.version + 1)
 
     async def submit(self, commands: Sequence[Command]) -> tuple[int, list[CommandResult]]:
         """Decide the commands of one request. Returns the version in which they took effect (0: nothing was written).
 
-        Raises Retry when too many wait, StoreUnavailable when nothing was applied, StoreUnclear when that can't be
-        told.
+        Raises Retry when too many wait or the cluster can't be changed now, StoreUnavailable when nothing was applied,
+        StoreUnclear when that can't be told.
         """
+        if not self._may_change():
+            raise Retry(ErrorCode.REQUEST_TIMED_OUT, "the cluster's coordination is not available: try again later")
 
         def decide(_: ClusterState, draft: Draft) -> tuple[list[Change], list[CommandResult]]:
             return decide_all(
@@ -138,12 +167,23 @@ class Controller:
 
         await self._propose(decide)
 
+    async def assign(self, decide: Callable[[ClusterState], Assign | None]) -> int:
+        """Write what `decide` makes of the newest state, perhaps asked more than once. Returns how many slots' lists
+        it changed. Raises as `submit`."""
+
+        def decide_with_count(state: ClusterState, _: Draft) -> tuple[list[Change], int]:
+            change = decide(state)
+            return ([], 0) if change is None else ([change], len(change.slots))
+
+        _, count = await self._propose(decide_with_count)
+        return count
+
     async def newest_state(self) -> ClusterState:
         """The state at the newest version there is, read from the log by key: for decisions that others' versions would
         change. Raises StoreUnavailable."""
         state = self.state
         while (payload := await self._log.read(state.version + 1)) is not None:
-            state = apply(state, _read_version(payload))
+            state = apply(state, read_version(payload))
         return state
 
     async def close(self) -> None:
@@ -168,6 +208,7 @@ class Controller:
         while True:
             await self._arrived.wait()
             self._arrived.clear()
+            await self._follow()
             while self._queue:
                 batch = [self._queue.popleft()]
                 weight = batch[0].weight
@@ -244,33 +285,24 @@ class Controller:
         self._state = state
         self._on_version(state.version, payload)
 
+    async def _follow(self) -> None:
+        """Read what was heard of. Should the store not answer, the next to tell of a version brings it up again."""
+        if self._heard_of <= self.state.version:
+            return
+        try:
+            await self._catch_up()
+        except KafscaleError as error:
+            log.warning("the cluster log could not be read", extra={"cause": str(error)})
+        except Exception:
+            log.exception("reading the cluster log failed")
+        # Heard of and not there (yet): who told may have read ahead of a store that lags, and will tell again.
+        self._heard_of = self.state.version
+
     async def _catch_up(self) -> None:
         """Read and publish the versions that others wrote."""
         while (payload := await self._log.read(self.state.version + 1)) is not None:
-            self._advance(apply(self.state, _read_version(payload)), payload)
-
-    async def _load(self) -> ClusterState | None:
-        """The newest state in the log, or None if the log is empty."""
-        newest = await self._log.newest()
-        if newest == 0:
-            return None
-        versions: list[Version] = []
-        while not versions or versions[-1].snapshot is None:
-            highest = versions[-1].version - 1 if versions else newest
-            wanted = range(highest, max(highest - READS_AT_ONCE, FIRST_VERSION - 1), -1)
-            if not wanted:
-                raise Corrupt("no version of the cluster log carries the cluster's state")
-            for number, payload in zip(wanted, await asyncio.gather(*map(self._log.read, wanted)), strict=True):
-                if payload is None:
-                    raise Corrupt(f"version {number} of the cluster log is missing")
-                versions.append(_read_version(payload))
-                if versions[-1].snapshot is not None:
-                    break
-        state = versions[-1].snapshot
-        assert state is not None
-        for version in reversed(versions[:-1]):
-            state = apply(state, version)
-        return state
+            self._draft = None
+            self._advance(apply(self.state, read_version(payload)), payload)
 
     async def _found_cluster(self, workers: Sequence[Incarnation]) -> ClusterState | None:
         """Write the first version, all slots assigned; None if another was quicker."""
@@ -312,26 +344,19 @@ def new_topic_id() -> bytes:
 
 
 def _start_anew(
-    state: ClusterState, workers: Sequence[Incarnation], ended: dict[str, EndedLog]
+    state: ClusterState, workers: Sequence[Incarnation], ended: dict[str, EndedLog], broker_id: int | None
 ) -> tuple[list[Change], bool]:
-    """Assign all slots, unless another has meanwhile given some to a log that is not ended."""
-    if _owning_logs(state) - ended.keys():
+    """Assign what was ours, unless another has meanwhile given some to a log of ours that is not ended."""
+    if _owning_logs(state, broker_id) - ended.keys() - {worker.log_id for worker in workers}:
         return [], False
-    return [assignment.start(state, workers, ended)], True
+    change = assignment.hand_over(state, workers, ended)
+    return ([] if change is None else [change]), True
 
 
-def _owning_logs(state: ClusterState) -> set[str]:
-    return {entries[-1].log_id for entries in state.slots if entries}
-
-
-def _read_version(payload: bytes) -> Version:
-    version = decode_version(payload)
-    if version.snapshot is not None and version.snapshot.format_version > FORMAT_VERSION:
-        raise StartError(
-            f"the cluster is in format {version.snapshot.format_version}, newer than this Kafscale reads "
-            f"({FORMAT_VERSION}): start a newer version"
-        )
-    return version
+def _owning_logs(state: ClusterState, broker_id: int | None) -> set[str]:
+    """The logs that own slots: of one broker, or all."""
+    owners = (entries[-1] for entries in state.slots if entries)
+    return {owner.log_id for owner in owners if broker_id is None or broker_of(owner.node_id) == broker_id}
 
 
 def _stopping() -> Retry:

@@ -40,7 +40,7 @@ def ended(log_id: str, *, empty: bool = False, epochs: dict[int, int] | None = N
 )
 def test_a_spread_is_even_and_moves_as_few_slots_as_can_be(slot_count, nodes, data) -> None:
     owners = data.draw(st.dictionaries(st.integers(0, slot_count - 1), st.integers(0, 20)))
-    moves = spread(slot_count, nodes, owners)
+    moves = spread(range(slot_count), nodes, owners)
     after = {slot: moves.get(slot, owners.get(slot)) for slot in range(slot_count)}
     loads = Counter(after.values())
     assert set(loads) <= set(nodes)
@@ -52,18 +52,18 @@ def test_a_spread_is_even_and_moves_as_few_slots_as_can_be(slot_count, nodes, da
     base, extra = divmod(slot_count, len(nodes))
     surplus = sum(max(0, count - base - (position < extra)) for position, count in enumerate(held))
     assert len(moves) == homeless + surplus
-    assert spread(slot_count, nodes, after) == {}
+    assert spread(range(slot_count), nodes, after) == {}
 
 
 def test_the_partitions_of_a_topic_lie_on_different_nodes() -> None:
     """Neighbouring slots of a fresh cluster alternate."""
-    moves = spread(8, [0, 1], {})
+    moves = spread(range(8), [0, 1], {})
     assert [moves[slot] for slot in range(8)] == [0, 1, 0, 1, 0, 1, 0, 1]
 
 
 def test_no_nodes_is_an_error() -> None:
     with pytest.raises(ValueError, match="no nodes"):
-        spread(8, [], {})
+        spread(range(8), [], {})
 
 
 def test_a_first_start_begins_every_list() -> None:
