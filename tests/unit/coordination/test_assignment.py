@@ -12,11 +12,15 @@ from kafscale.coordination.assignment import (
     FIRST_EPOCH,
     EndedLog,
     Incarnation,
+    balance,
+    hand_over,
     named_logs,
     owners_of,
     replace,
+    shorten,
     spread,
     start,
+    unsettled_logs,
 )
 from kafscale.coordination.cluster import Assignment, ClusterState, Version, apply
 
@@ -157,3 +161,108 @@ def test_a_list_always_reaches_back_to_the_newest_manifest(data) -> None:
                 assert entries[0].epoch == FIRST_EPOCH
             else:
                 assert entries[0].log_id == newest[slot]
+
+
+def workers(*names: str) -> list[Incarnation]:
+    """Incarnations of logs like "3a": node 3, life a."""
+    return [Incarnation(int(name[:-1]), name) for name in names]
+
+
+def settled(before: ClusterState) -> ClusterState:
+    """Every owner has taken its slots over, and its checkpoint was read."""
+    for log_id, slots in unsettled_logs(before).items():
+        epochs = {slot: before.slots[slot][-1].epoch for slot in slots}
+        change = shorten(before, log_id, epochs)
+        assert change is not None
+        before = applied(before, change)
+    assert unsettled_logs(before) == {}
+    return before
+
+
+def loads(of: ClusterState) -> Counter[str]:
+    return Counter(entries[-1].log_id for entries in of.slots)
+
+
+NODES = st.lists(st.integers(0, 12), min_size=1, max_size=6, unique=True)
+
+
+@given(st.integers(1, 120), NODES, st.lists(st.tuples(NODES, st.booleans()), min_size=1, max_size=5))
+@settings(deadline=None)
+def test_brokers_that_come_and_go_leave_even_shares_and_few_moves(slot_count, first, steps) -> None:
+    """Workers join, leave and are lost in any order: settled slots end up within one of even, each step moves no more
+    slots than it must, and nothing moves when nothing changed."""
+    now = {node: f"{node}a" for node in first}
+    fresh = state([[] for _ in range(slot_count)])
+    current = settled(applied(fresh, start(fresh, [Incarnation(n, name) for n, name in now.items()], {})))
+    for life, (nodes, lost) in enumerate(steps):
+        before = current
+        gone = [Incarnation(n, name) for n, name in now.items() if n not in nodes]
+        now = {node: now.get(node, f"{node}{chr(98 + life)}") for node in nodes}
+        stay = [Incarnation(n, name) for n, name in now.items()]
+        if lost:
+            change = hand_over(current, stay, {worker.log_id: ended(worker.log_id) for worker in gone})
+            if change is not None:
+                assert {current.slots[slot][-1].log_id for slot in change.slots} <= {w.log_id for w in gone}
+                current = settled(applied(current, change))
+            assert not loads(current).keys() & {worker.log_id for worker in gone}
+        change = balance(current, stay, [] if lost else gone)
+        if change is not None:
+            current = settled(applied(current, change))
+        counts = [loads(current)[worker.log_id] for worker in stay]
+        assert sum(counts) == slot_count and max(counts) - min(counts) <= 1
+        assert balance(current, stay, []) is None
+        homeless = sum(loads(before)[worker.log_id] for worker in gone)
+        held = sorted((loads(before)[worker.log_id] for worker in stay), reverse=True)
+        base, extra = divmod(slot_count, len(stay))
+        must = homeless + sum(max(0, count - base - (position < extra)) for position, count in enumerate(held))
+        moved = sum(a[-1].log_id != b[-1].log_id for a, b in zip(before.slots, current.slots, strict=True))
+        assert moved == must
+        assert all(b[-1].epoch >= a[-1].epoch for a, b in zip(before.slots, current.slots, strict=True))
+
+
+def test_a_planned_move_forgets_no_log() -> None:
+    before = state([[Assignment(4, 1, "1a")], [Assignment(2, 1, "1a")]])
+    after = applied(before, balance(before, workers("1a", "2a"), []))
+    (moved,) = [entries for entries in after.slots if entries[-1].node_id == 2]
+    assert [entry.log_id for entry in moved] == ["1a", "2a"] and moved[1].epoch == moved[0].epoch + 1
+
+
+def test_a_slot_with_a_move_in_progress_is_moved_only_if_it_must() -> None:
+    moving = [Assignment(1, 0, "0a"), Assignment(2, 1, "1a")]
+    before = state([list(moving) for _ in range(4)])
+    assert balance(before, workers("1a", "2a"), []) is None
+    after = applied(before, balance(before, workers("2a"), workers("1a")))
+    assert [[entry.log_id for entry in entries] for entries in after.slots] == [["0a", "1a", "2a"]] * 4
+
+
+def test_slots_of_a_worker_that_is_being_replaced_stay_with_its_node() -> None:
+    """Its log is nobody's that is listed; another is about to be."""
+    before = state([[Assignment(1, 0, "0a")], [Assignment(1, 1, "1a")], [Assignment(1, 0, "0a")]])
+    assert balance(before, workers("1a"), []) is None
+    assert balance(before, workers("0b", "1a"), []) is None
+
+
+def test_with_nobody_who_stays_nothing_moves() -> None:
+    before = state([[Assignment(1, 0, "0a")]])
+    assert balance(before, [], workers("0a")) is None
+    assert hand_over(before, [], {"0a": ended("0a")}) is None
+
+
+def test_nothing_is_taken_from_a_log_that_lives() -> None:
+    before = state([[Assignment(1, 0, "0a")], [Assignment(1, 1, "1a")], [Assignment(1, 2, "2a")]])
+    change = hand_over(before, workers("1a"), {"0a": ended("0a")})
+    assert change is not None and list(change.slots) == [0]
+
+
+def test_a_list_is_shortened_to_what_a_checkpoint_names_and_no_further() -> None:
+    entries = [Assignment(1, 0, "a"), Assignment(2, 1, "b"), Assignment(3, 2, "c")]
+    before = state([entries, entries, entries])
+    change = shorten(before, "b", {0: 2, 1: 1})
+    assert change is not None and change.slots == {0: entries[1:]}
+    assert shorten(before, "c", {0: 2}) is None and shorten(before, "a", {0: 1, 1: 1, 2: 1}) is None
+
+
+def test_a_list_that_grew_meanwhile_keeps_what_came_after() -> None:
+    before = state([[Assignment(1, 0, "a"), Assignment(2, 1, "b"), Assignment(3, 0, "a")]])
+    change = shorten(before, "b", {0: 2})
+    assert change is not None and [entry.epoch for entry in change.slots[0]] == [2, 3]
