@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from kafscale.clock import Clock
-from kafscale.control import CommandRequest, Configure, Serving, StoreBroken, ToSupervisor
+from kafscale.control import CommandRequest, Configure, Released, Serving, StoreBroken, ToSupervisor
 from kafscale.coordination.assignment import EndedLog, Incarnation
 from kafscale.errors import Corrupt, Retry, StoreUnavailable, StoreUnclear
 from supervisor.child import Child, Ending, EndingKind
@@ -46,6 +46,7 @@ class Duties:
     on_change: Callable[[Post], None]
     on_command: Callable[[Child, CommandRequest], None]
     on_store_broken: Callable[[str], None]
+    on_released: Callable[[Post, Released], None] = lambda post, released: None
 
 
 class Post:
@@ -102,6 +103,8 @@ class Post:
                 self._duties.on_command(child, message)
             case StoreBroken(reason):
                 self._duties.on_store_broken(reason)
+            case Released():
+                self._duties.on_released(self, message)
             case _:
                 pass
 

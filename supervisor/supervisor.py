@@ -3,6 +3,9 @@
 The composition root: owns the lock on the data directory, the sockets, the metrics blocks, the store and the posts. The
 order of start makes the first produce possible within a second: lock, ports, processes; the cluster log is read while
 they import their code. Signals only ask; `run` acts.
+
+With an embedded coordination store this broker is the whole cluster, and every slot is its own at every start. With
+another it is one of several: it registers, takes back only what it owned, and gives everything away before it drains.
 """
 
 from __future__ import annotations
@@ -28,12 +31,14 @@ from kafscale.control import (
     DropListener,
     NodeAddress,
     Nodes,
+    PeerReleased,
+    Released,
     ToWorker,
 )
-from kafscale.coordination.assignment import named_logs
+from kafscale.coordination.assignment import NODES_PER_BROKER, named_logs
 from kafscale.coordination.cluster import encode_state
-from kafscale.coordination.store import CoordinationStore, EmbeddedCoordination, Member
-from kafscale.errors import Corrupt, StoreError, StoreFailed
+from kafscale.coordination.store import ClusterIdentity, CoordinationStore, EmbeddedCoordination, Member
+from kafscale.errors import Corrupt, KafscaleError, StoreError, StoreFailed
 from kafscale.metrics import MetricsBlock
 from kafscale.storage.cluster_log import FIRST_VERSION, ClusterLog
 from kafscale.storage.directory import check_format
@@ -41,13 +46,16 @@ from kafscale.storage.keys import Keys
 from kafscale.storage.local import LocalStore
 from kafscale.storage.store import ObjectStore, Purpose
 from kafscale.storage.sweep import LogsInUse, sweep
+from kafscale.storage.takeover import LogReader
 from kafscale.storage.threads import Threads
 from supervisor import broker_file
 from supervisor.adoption import Adoptions
+from supervisor.balancer import Balancer
 from supervisor.child import Child, exit_text
 from supervisor.controller import Controller
 from supervisor.data_directory import LOCK_FILE, take_directory
 from supervisor.http import HttpServer
+from supervisor.membership import Membership
 from supervisor.post import Duties, Post
 from supervisor.requests import CommandRequests
 from supervisor.restarts import Restarts
@@ -55,14 +63,23 @@ from supervisor.sealing import LogEnder
 from supervisor.sockets import Listeners, bind_http
 from supervisor.spawner import WORKER_COMMAND, Spawner
 from supervisor.status import Status
+from supervisor.strays import bring_home
 
 log = logging.getLogger(__name__)
 
-NODES_PER_BROKER = 100
 PROBE_SECONDS = 2.0
 STORE_SILENT_SECONDS = 10.0
 # A node that has been down for so long is no longer shown to clients, who would wait for it.
 SHOWN_WHILE_DOWN_SECONDS = 10.0
+# How often the bucket is asked for versions that nobody told of: while coordination answers, and while it doesn't.
+LOOK_SECONDS = 10.0
+LOOK_ALONE_SECONDS = 1.0
+LEASE_TTL_SECONDS = 10.0
+# A broker whose registration coordination has lost registers again within so long.
+REGISTER_AGAIN_SECONDS = 2.0
+LEAVE_POLL_SECONDS = 0.05
+# Of the time to drain, how much may be spent on giving slots to other brokers.
+LEAVE_SHARE = 0.5
 # After a second signal.
 HURRIED_DRAIN_SECONDS = 1.0
 
@@ -77,12 +94,14 @@ class Supervisor:
         random_source: random.Random,
         *,
         announce: Callable[[str], None],
+        coordination: CoordinationStore | None = None,
         worker_command: Sequence[str] = WORKER_COMMAND,
         kill_hung: bool = True,
         keep_spare: bool = True,
         reload: Callable[[], None] = lambda: None,
     ) -> None:
-        """`announce` gets the lines for the user; `reload` is called on SIGHUP."""
+        """`announce` gets the lines for the user; `reload` is called on SIGHUP. Without `coordination` the settings say
+        which."""
         self._settings = settings
         self._clock = clock
         self._random = random_source
@@ -103,14 +122,19 @@ class Supervisor:
         self._blocks: dict[int, MetricsBlock] = {}
         self._store: ObjectStore | None = None
         self._store_answered_at = clock.monotonic()
-        self._coordination: CoordinationStore = EmbeddedCoordination()
+        self._coordination: CoordinationStore = coordination or EmbeddedCoordination()
+        self._in_cluster = not isinstance(self._coordination, EmbeddedCoordination)
+        self._membership: Membership | None = None
+        self._balancer: Balancer | None = None
+        # The newest version of the cluster log, as published or to be published anew.
+        self._newest: tuple[int, bytes] = (0, b"")
         self._controller: Controller | None = None
         self._spawner: Spawner | None = None
         self._http: HttpServer | None = None
         self._status: Status | None = None
         self._requests: CommandRequests | None = None
         self._posts: list[Post] = []
-        self._nodes: list[NodeAddress] = []
+        self._peer = ""
         self._adoptions = Adoptions()
         self._files = Threads("supervisor-files", 1)
         # What goes on until the broker drains, and what ends by itself.
@@ -179,14 +203,29 @@ class Supervisor:
         children = [await self._spawner.start() for _ in range(settings.workers)]
 
         keys = Keys(settings.cluster_namespace)
+        ttl_seconds = LEASE_TTL_SECONDS
         store = self._store = LocalStore(self._root)
         writer_id = secrets.token_hex(16)
         ender = LogEnder(store, keys, self._clock, self._random, writer_id)
         cluster_log = ClusterLog(store, keys, self._clock, self._random)
-        controller = self._controller = Controller(cluster_log, self._clock, settings, writer_id, self._on_version)
+        controller = self._controller = Controller(
+            cluster_log,
+            self._clock,
+            settings,
+            writer_id,
+            self._on_version,
+            lambda: self._coordination.is_available,
+        )
         self._requests = CommandRequests(controller, self._fail)
         self._posts = self._make_posts(self._spawner, controller, ender, self._requests)
-        self._nodes = self._node_addresses()
+        self._peer = str(Endpoint(settings.advertised.host, http_socket.getsockname()[1]))
+        membership = self._membership = Membership(
+            self._coordination, self._clock, self._member, lambda nodes: self._send_to_all(Nodes(nodes)), ttl_seconds
+        )
+        reader = LogReader(store, keys, self._clock, self._random)
+        balancer = self._balancer = Balancer(
+            self._coordination, controller, ender, reader, self._clock, ttl_seconds + REGISTER_AGAIN_SECONDS
+        )
         self._status = Status(
             settings,
             self._clock,
@@ -200,16 +239,29 @@ class Supervisor:
         )
         self._http = HttpServer(self._status.pages(), self._clock)
         await self._http.start(http_socket)
-        await self._coordination.join(Member(settings.broker_id, tuple(self._nodes)))
-        await self._coordination.campaign()
+        incarnations = [post.incarnation for post in self._posts]
+        state = await controller.load(incarnations)
+        self._coordination.on_change = self._on_coordination_change
+        await self._coordination.open(ClusterIdentity(state.cluster_id, state.slot_count, state.format_version))
+        await membership.claim()
         await controller.start(
-            [post.incarnation for post in self._posts],
+            incarnations,
             lambda log_id: ender.end_log(log_id, "the broker was started anew"),
+            settings.broker_id if self._in_cluster else None,
         )
+        if self._newest[0] < controller.version:
+            self._newest = (controller.version, await cluster_log.read(controller.version) or b"")
+        await self._publish()
+        await self._coordination.campaign()
         for post, child in zip(self._posts, children, strict=True):
             self._spawn_loop(post.run(child), f"post {post.index}")
+        self._spawn_loop(membership.run(), "membership")
         self._spawn_loop(self._watch(keys), "watch")
         self._spawn_loop(self._sweep_ended_logs(keys), "sweep")
+        if self._in_cluster:
+            self._spawn_loop(balancer.run(), "balancer")
+            self._spawn_loop(bring_home(self._clock, controller, ender, self._posts), "strays")
+            self._spawn_loop(self._look_for_versions(controller), "versions")
 
     def _resolved(self, settings: Settings, port: int) -> Settings:
         """The settings as workers get them: with the ports that were bound, and paths that don't depend on a folder."""
@@ -236,6 +288,7 @@ class Supervisor:
             on_change=self._on_post_change,
             on_command=requests.accept,
             on_store_broken=lambda reason: self._fail(StoreFailed(reason)),
+            on_released=self._on_released,
         )
         return [
             Post(index, self._settings.broker_id * NODES_PER_BROKER + index, Restarts(self._random), duties)
@@ -243,7 +296,7 @@ class Supervisor:
         ]
 
     def _node_addresses(self) -> list[NodeAddress]:
-        """The nodes that clients are told of: not those that have been down for long."""
+        """This broker's nodes as clients are told of them: not those that have been down for long."""
         assert self._listeners is not None
         now = self._clock.monotonic()
         host = self._settings.advertised.host
@@ -253,8 +306,18 @@ class Supervisor:
             if post.down_since is None or now - post.down_since < SHOWN_WHILE_DOWN_SECONDS
         ]
 
+    def _member(self) -> Member:
+        """This broker as the others see it."""
+        return Member(
+            broker_id=self._settings.broker_id,
+            nodes=tuple(self._node_addresses()),
+            incarnations=tuple(post.incarnation for post in self._posts if post.serving),
+            peer=self._peer,
+            leaving=self._membership is not None and self._membership.leaving,
+        )
+
     def _configure(self, post: Post) -> Configure:
-        assert self._listeners is not None and self._controller is not None
+        assert self._listeners is not None and self._controller is not None and self._membership is not None
         metrics_fd = self._blocks[post.index].fd
         assert metrics_fd is not None
         return Configure(
@@ -263,7 +326,7 @@ class Supervisor:
             node_id=post.node_id,
             log_id=post.log_id,
             cluster_state=encode_state(self._controller.state),
-            nodes=self._nodes,
+            nodes=self._membership.nodes(),
             bootstrap_fds=[bound.fileno() for bound in self._listeners.bootstrap],
             private_fd=self._listeners.private[post.index].fileno(),
             metrics_fd=metrics_fd,
@@ -272,8 +335,36 @@ class Supervisor:
     # What posts and the controller report.
 
     def _on_version(self, version: int, payload: bytes) -> None:
+        self._newest = (version, payload)
         self._send_to_all(ClusterVersion(version, payload))
-        self._spawn_task(self._coordination.publish(version), "publish")
+        self._spawn_task(self._publish(), "publish")
+        if self._balancer is not None:
+            self._balancer.wake()
+
+    async def _publish(self) -> None:
+        """Bring coordination up to the newest version. What fails is done again when coordination has news."""
+        version, payload = self._newest
+        if version <= self._coordination.newest_version:
+            return
+        try:
+            await self._coordination.publish(version, payload)
+        except KafscaleError as error:
+            log.warning("a version could not be published", extra={"version": version, "cause": str(error)})
+
+    def _on_coordination_change(self) -> None:
+        assert self._controller is not None and self._membership is not None and self._balancer is not None
+        self._controller.heard_of(self._coordination.newest_version)
+        self._membership.changed()
+        self._balancer.wake()
+        if self._coordination.newest_version < self._newest[0]:
+            self._spawn_task(self._publish(), "publish")
+
+    def _on_released(self, sender: Post, released: Released) -> None:
+        """Siblings that the slots were given to need not look for the release."""
+        hint = PeerReleased(released.log_id, released.slots, released.sequence)
+        for post in self._posts:
+            if post is not sender and post.child is not None:
+                post.child.send(hint)
 
     def _send_to_all(self, message: ToWorker) -> None:
         for post in self._posts:
@@ -281,6 +372,8 @@ class Supervisor:
                 post.child.send(message)
 
     def _on_post_change(self, post: Post) -> None:
+        if self._membership is not None:
+            self._membership.changed()
         serving = {p.index for p in self._posts if p.serving}
         orphaned = {p.index for p in self._posts if p.ever_served and not p.serving}
         for order in self._adoptions.settle(serving, orphaned):
@@ -305,7 +398,7 @@ class Supervisor:
     # Now and then
 
     async def _watch(self, keys: Keys) -> None:
-        """Ask the store whether it answers, and tell workers which nodes are alive."""
+        """Ask the store whether it answers."""
         assert self._store is not None
         while True:
             try:
@@ -316,11 +409,13 @@ class Supervisor:
                 raise
             except (StoreError, TimeoutError) as error:
                 log.warning("the object store does not answer", extra={"cause": str(error)})
-            nodes = self._node_addresses()
-            if nodes != self._nodes:
-                self._nodes = nodes
-                self._send_to_all(Nodes(nodes))
             await self._clock.sleep(PROBE_SECONDS)
+
+    async def _look_for_versions(self, controller: Controller) -> None:
+        """Ask the bucket for versions of which coordination does not tell."""
+        while True:
+            await self._clock.sleep(LOOK_SECONDS if self._coordination.is_available else LOOK_ALONE_SECONDS)
+            controller.look()
 
     async def _sweep_ended_logs(self, keys: Keys) -> None:
         """Delete what ended logs left and nothing names: rare, in the background, by the leader alone."""
@@ -332,14 +427,15 @@ class Supervisor:
             state = await controller.newest_state()
             owners = {slot: entries[-1] for slot, entries in enumerate(state.slots) if entries}
             return LogsInUse(
-                live={post.log_id for post in self._posts},
+                live={post.log_id for post in self._posts}
+                | {worker.log_id for member in self._coordination.members() for worker in member.incarnations},
                 listed=named_logs(state),
                 owners={slot: (owner.epoch, owner.log_id) for slot, owner in owners.items()},
             )
 
         while True:
             await self._clock.sleep(self._settings.sweep_interval_ms / 1000)
-            if not self._coordination.is_leader:
+            if not self._coordination.is_leader or not self._coordination.is_available:
                 continue
             grace_ms = self._settings.sweep_grace_ms
             try:
@@ -369,7 +465,9 @@ class Supervisor:
 
     async def _drain(self) -> bool:
         """Let the workers finish; True if all of them did in time."""
+        until = self._clock.monotonic() + self._settings.drain_timeout_ms / 1000
         self._draining = True
+        await self._leave()
         log.info("draining", extra={"timeout_ms": self._settings.drain_timeout_ms})
         assert self._spawner is not None and self._listeners is not None
         await _cancel(self._loops)
@@ -388,7 +486,7 @@ class Supervisor:
                 post.child.kill()  # It has accepted nothing yet; the next start seals its log.
         all_gone = asyncio.gather(*(child.gone for child in draining))
         hurry = asyncio.create_task(self._hurry.wait())
-        seconds = self._settings.drain_timeout_ms / 1000
+        seconds = max(0.0, until - self._clock.monotonic())
         waited: set[asyncio.Future[Any]] = {all_gone, hurry}
         await asyncio.wait(waited, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         if hurry.done() and not all_gone.done():
@@ -403,6 +501,30 @@ class Supervisor:
             if child not in late and (status != 0 or not child.drained):
                 log.error("worker ended badly while draining", extra={"pid": child.pid, "ending": exit_text(status)})
         return all(status == 0 and child.drained for child, status in zip(draining, statuses, strict=True))
+
+    async def _leave(self) -> None:
+        """Have other brokers take everything over, so that clients lose nothing but a moment. Given up when nobody is
+        there, when it takes long, and in a hurry: what is left is found ended by whoever takes it."""
+        membership, controller = self._membership, self._controller
+        assert membership is not None and controller is not None
+        if not self._in_cluster or self._failure.done() or self._hurry.is_set():
+            return
+        if not self._coordination.is_available or not membership.others_stay:
+            return
+        log.info("leaving the cluster")
+        membership.leave()
+        began = self._clock.monotonic()
+        until = began + self._settings.drain_timeout_ms / 1000 * LEAVE_SHARE
+        # Named by no list: what was given away is another's, whose checkpoint was read.
+        while named_logs(controller.state) & {post.log_id for post in self._posts}:
+            if self._hurry.is_set() or self._failure.done() or not membership.others_stay:
+                return
+            if self._clock.monotonic() >= until:
+                log.warning("other brokers did not take over everything in time")
+                return
+            await self._clock.sleep(LEAVE_POLL_SECONDS)
+        seconds = round(self._clock.monotonic() - began, 3)
+        log.info("other brokers have taken everything over", extra={"after": seconds})
 
     async def _close(self) -> None:
         """Leave nothing behind, however far the start came."""

@@ -8,29 +8,53 @@ always leads; the lock on its data directory is what makes that true.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import msgspec
 
 from kafscale.control import NodeAddress
+from kafscale.coordination.assignment import Incarnation
+
+
+class ClusterIdentity(msgspec.Struct, frozen=True):
+    """What every broker of a cluster must agree on; written once, by the first."""
+
+    cluster_id: str
+    slot_count: int
+    format_version: int
 
 
 class Member(msgspec.Struct, frozen=True):
-    """A broker that is alive: its number and its nodes."""
+    """A broker that is alive: its number, its nodes as clients are told of them, the workers that can own slots, where
+    its supervisor is reached by others ("host:port", empty for nowhere), and whether it gives away what it owns."""
 
     broker_id: int
     nodes: tuple[NodeAddress, ...]
+    incarnations: tuple[Incarnation, ...] = ()
+    peer: str = ""
+    leaving: bool = False
+    rack: str | None = None
 
 
 class CoordinationStore(Protocol):
-    """Membership, election and the newest known version. No call is on the way of a produce, fetch or commit."""
+    """Membership, election and the newest known version. No call is on the way of a produce, fetch or commit.
+
+    `on_change` is called on the loop when members, leadership, availability or the newest version have changed.
+    """
+
+    on_change: Callable[[], None]
+
+    async def open(self, identity: ClusterIdentity) -> None:
+        """Begin. Raises StartError where the coordination belongs to another cluster."""
+        ...
 
     async def join(self, member: Member) -> None:
         """Say that this broker is alive, until `close`. Joining again replaces what was said."""
         ...
 
     async def campaign(self) -> None:
-        """Return once this broker leads."""
+        """Take part in the election from now on. Returns at once."""
         ...
 
     @property
@@ -38,12 +62,22 @@ class CoordinationStore(Protocol):
         """Whether this broker leads, as far as it knows. Never a ground for a write: the cluster log decides that."""
         ...
 
-    def members(self) -> list[Member]:
-        """The brokers that are alive, this one included."""
+    @property
+    def is_available(self) -> bool:
+        """Whether coordination answers, and is not behind the bucket."""
         ...
 
-    async def publish(self, version: int) -> None:
-        """Tell the others that this version of the cluster log exists."""
+    @property
+    def newest_version(self) -> int:
+        """The newest version of the cluster log that was heard of."""
+        ...
+
+    def members(self) -> list[Member]:
+        """The brokers that are alive, this one included; while coordination does not answer, those it named last."""
+        ...
+
+    async def publish(self, version: int, payload: bytes) -> None:
+        """Tell the others that this version of the cluster log exists, and what it says."""
         ...
 
     async def close(self) -> None:
@@ -55,9 +89,13 @@ class EmbeddedCoordination:
     """The coordination of a broker that is its whole cluster."""
 
     def __init__(self) -> None:
+        self.on_change: Callable[[], None] = lambda: None
         self._member: Member | None = None
         self._leads = False
-        self.published_version = 0
+        self._newest_version = 0
+
+    async def open(self, identity: ClusterIdentity) -> None:
+        pass
 
     async def join(self, member: Member) -> None:
         self._member = member
@@ -69,11 +107,19 @@ class EmbeddedCoordination:
     def is_leader(self) -> bool:
         return self._leads
 
+    @property
+    def is_available(self) -> bool:
+        return True
+
+    @property
+    def newest_version(self) -> int:
+        return self._newest_version
+
     def members(self) -> list[Member]:
         return [] if self._member is None else [self._member]
 
-    async def publish(self, version: int) -> None:
-        self.published_version = max(self.published_version, version)
+    async def publish(self, version: int, payload: bytes) -> None:
+        self._newest_version = max(self._newest_version, version)
 
     async def close(self) -> None:
         self._member = None
