@@ -54,9 +54,11 @@ Decide = Callable[[ClusterState, Draft], tuple[list[Change], _Result]]
 class _Proposal(Generic[_Result]):
     """Something to be decided on the newest state, perhaps more than once, and who waits for it."""
 
-    def __init__(self, decide: Decide[_Result], weight: int) -> None:
+    def __init__(self, decide: Decide[_Result], weight: int, is_on_newest: bool) -> None:
         self.decide = decide
         self.weight = weight
+        # Whether to decide on a state known to be the newest, even where there turns out to be nothing to write.
+        self.is_on_newest = is_on_newest
         self.result: _Result | None = None
         self.outcome: asyncio.Future[tuple[int, _Result]] = asyncio.get_running_loop().create_future()
 
@@ -165,7 +167,8 @@ class Controller:
             change = assignment.replace(state, worker, ended)
             return ([] if change is None else [change]), True
 
-        await self._propose(decide)
+        # Others may have given slots to the ended log a moment ago.
+        await self._propose(decide, is_on_newest=True)
 
     async def assign(self, decide: Callable[[ClusterState], Assign | None]) -> int:
         """Write what `decide` makes of the newest state, perhaps asked more than once. Returns how many slots' lists
@@ -194,12 +197,14 @@ class Controller:
         while self._queue:
             self._queue.popleft().fail(_stopping())
 
-    async def _propose(self, decide: Decide[_Result], weight: int = 1) -> tuple[int, _Result]:
+    async def _propose(
+        self, decide: Decide[_Result], weight: int = 1, is_on_newest: bool = False
+    ) -> tuple[int, _Result]:
         if len(self._queue) >= MAX_QUEUED_PROPOSALS:
             raise Retry(ErrorCode.REQUEST_TIMED_OUT, "too many changes of the cluster are waiting")
         if self._writer is None or self._writer.done():
             raise _stopping()
-        proposal = _Proposal(decide, weight)
+        proposal = _Proposal(decide, weight, is_on_newest)
         self._queue.append(proposal)  # type: ignore[arg-type]  # the queue only hands a result back to its own proposal
         self._arrived.set()
         return await proposal.outcome
@@ -237,6 +242,8 @@ class Controller:
                         proposal.fail(error)
 
     async def _write(self, batch: list[_Proposal[object]]) -> None:
+        if any(proposal.is_on_newest for proposal in batch):
+            await self._catch_up()
         while True:
             before = self.state
             changes, after = self._decide(batch)
