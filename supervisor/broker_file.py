@@ -20,12 +20,13 @@ class WorkerEntry(msgspec.Struct, frozen=True):
 
 
 class BrokerFile(msgspec.Struct, frozen=True):
-    """The file's content. Addresses are HOST:PORT."""
+    """The file's content. Addresses are HOST:PORT. `brokers` are those that were registered when it was written."""
 
     version: str
     supervisor_pid: int
     cluster_id: str
     broker_id: int
+    brokers: list[int]
     listen: str
     advertised: str
     metrics: str

@@ -37,6 +37,12 @@ class SupervisorMetrics:
     workers: dict[int, WorkerFigures] = field(default_factory=dict)
     cluster_version: int = 0
     ready: bool = False
+    leads: bool = False
+    coordination_available: bool = True
+    brokers: int = 1
+    # Worker index → slots that the newest version known gives to its present log.
+    slots: dict[int, int] = field(default_factory=dict)
+    unsettled_slots: int = 0
 
     def worker(self, index: int) -> WorkerFigures:
         """The figures of a worker, made on first use."""
@@ -108,6 +114,26 @@ def _supervisor_families(figures: SupervisorMetrics) -> Iterator[Metric]:
     yield GaugeMetricFamily("kafscale_ready", "Whether /readyz says ready.", value=float(figures.ready))
     yield GaugeMetricFamily(
         "kafscale_cluster_version", "Latest version of the cluster log known.", value=figures.cluster_version
+    )
+    yield GaugeMetricFamily(
+        "kafscale_leader",
+        "Whether this broker leads the cluster: it moves slots and sweeps.",
+        value=float(figures.leads),
+    )
+    yield GaugeMetricFamily(
+        "kafscale_coordination_available",
+        "Whether coordination answers. While it doesn't data flows on, and topics can't be changed.",
+        value=float(figures.coordination_available),
+    )
+    yield GaugeMetricFamily("kafscale_brokers", "Brokers that are registered.", value=figures.brokers)
+    owned = GaugeMetricFamily("kafscale_slots_owned", "Slots assigned to the worker.", labels=["worker"])
+    for index, count in sorted(figures.slots.items()):
+        owned.add_metric([str(index)], count)
+    yield owned
+    yield GaugeMetricFamily(
+        "kafscale_slots_unsettled",
+        "Slots of the cluster that are moving, or whose owner is not known to have taken over.",
+        value=figures.unsettled_slots,
     )
     build = GaugeMetricFamily("kafscale_build_info", "What runs here.", labels=["version", "python", "broker_id"])
     build.add_metric([kafscale.__version__, platform.python_version(), str(figures.broker_id)], 1)

@@ -10,6 +10,8 @@ from pathlib import Path
 import kafscale
 from kafscale.clock import Clock
 from kafscale.config import Endpoint, Settings
+from kafscale.coordination.assignment import unsettled_logs
+from kafscale.coordination.store import CoordinationStore, EmbeddedCoordination
 from kafscale.metrics import MetricsBlock
 from supervisor.broker_file import BrokerFile, WorkerEntry
 from supervisor.controller import Controller
@@ -30,6 +32,7 @@ class Status:
         metrics_port: int,
         blocks: Mapping[int, MetricsBlock],
         controller: Controller,
+        coordination: CoordinationStore,
         store_ok: Callable[[], bool],
         draining: Callable[[], bool],
     ) -> None:
@@ -40,6 +43,7 @@ class Status:
         self._metrics_endpoint = Endpoint(settings.metrics_addr.host, metrics_port)
         self._blocks = blocks
         self._controller = controller
+        self._coordination = coordination
         self._store_ok = store_ok
         self._draining = draining
 
@@ -55,6 +59,7 @@ class Status:
             f"Kafscale {kafscale.__version__} is ready after {seconds:.2f} s.",
             f"  Kafka clients  {settings.advertised}" + self._listening_note(),
             f"  Workers        {len(self._posts)} (nodes {nodes} on ports {ports})",
+            *self._cluster_line(),
             f"  Data           {root}",
             f"  Metrics        http://{self._metrics_endpoint}/metrics  (also /healthz, /readyz)",
             f"  Try            echo hello | kcat -P -b {settings.advertised} -t greetings",
@@ -67,6 +72,7 @@ class Status:
             supervisor_pid=os.getpid(),
             cluster_id=self._controller.state.cluster_id,
             broker_id=settings.broker_id,
+            brokers=[member.broker_id for member in self._coordination.members()],
             listen=str(settings.listen),
             advertised=str(settings.advertised),
             metrics=str(self._metrics_endpoint),
@@ -81,6 +87,21 @@ class Status:
     def _listening_note(self) -> str:
         listen = self._settings.listen
         return "" if listen == self._settings.advertised else f"  (listening on {listen})"
+
+    def _cluster_line(self) -> list[str]:
+        if isinstance(self._coordination, EmbeddedCoordination):
+            return []
+        brokers = ", ".join(str(member.broker_id) for member in self._coordination.members())
+        return [f"  Cluster        {self._controller.state.cluster_id}, broker {self._settings.broker_id} of {brokers}"]
+
+    def _slots_owned(self) -> dict[int, int]:
+        owned = dict.fromkeys((post.index for post in self._posts), 0)
+        if self._controller.version:
+            indexes = {post.log_id: post.index for post in self._posts}
+            for entries in self._controller.state.slots:
+                if entries and (index := indexes.get(entries[-1].log_id)) is not None:
+                    owned[index] += 1
+        return owned
 
     def _workers(self) -> list[WorkerHealth]:
         now = self._clock.monotonic()
@@ -115,5 +136,12 @@ class Status:
             workers=workers,
             cluster_version=self._controller.version,
             ready=not self._unready(),
+            leads=self._coordination.is_leader,
+            coordination_available=self._coordination.is_available,
+            brokers=len(self._coordination.members()),
+            slots=self._slots_owned(),
+            unsettled_slots=sum(map(len, unsettled_logs(self._controller.state).values()))
+            if self._controller.version
+            else 0,
         )
         return Response(200, CONTENT_TYPE, render(self._blocks, figures))

@@ -43,7 +43,8 @@ from kafscale.metrics import MetricsBlock
 from kafscale.storage.cluster_log import FIRST_VERSION, ClusterLog
 from kafscale.storage.directory import check_format
 from kafscale.storage.keys import Keys
-from kafscale.storage.local import LocalStore
+from kafscale.storage.opening import open_store
+from kafscale.storage.probe import prove_conditional_puts
 from kafscale.storage.store import ObjectStore, Purpose
 from kafscale.storage.sweep import LogsInUse, sweep
 from kafscale.storage.takeover import LogReader
@@ -204,7 +205,9 @@ class Supervisor:
 
         keys = Keys(settings.cluster_namespace)
         ttl_seconds = LEASE_TTL_SECONDS
-        store = self._store = LocalStore(self._root)
+        store = self._store = open_store(settings, self._clock, self._random)
+        if settings.s3_bucket is not None and not settings.s3_unsafe_unconditional_puts:
+            await prove_conditional_puts(store, keys, self._clock, self._random)
         writer_id = secrets.token_hex(16)
         ender = LogEnder(store, keys, self._clock, self._random, writer_id)
         cluster_log = ClusterLog(store, keys, self._clock, self._random)
@@ -220,7 +223,7 @@ class Supervisor:
         self._posts = self._make_posts(self._spawner, controller, ender, self._requests)
         self._peer = str(Endpoint(settings.advertised.host, http_socket.getsockname()[1]))
         membership = self._membership = Membership(
-            self._coordination, self._clock, self._member, lambda nodes: self._send_to_all(Nodes(nodes)), ttl_seconds
+            self._coordination, self._clock, self._member, self._on_nodes, ttl_seconds
         )
         reader = LogReader(store, keys, self._clock, self._random)
         balancer = self._balancer = Balancer(
@@ -234,6 +237,7 @@ class Supervisor:
             http_socket.getsockname()[1],
             self._blocks,
             controller,
+            self._coordination,
             self._store_ok,
             lambda: self._draining,
         )
@@ -358,6 +362,11 @@ class Supervisor:
         self._balancer.wake()
         if self._coordination.newest_version < self._newest[0]:
             self._spawn_task(self._publish(), "publish")
+
+    def _on_nodes(self, nodes: list[NodeAddress]) -> None:
+        self._send_to_all(Nodes(nodes))
+        if self._announced:
+            self._spawn_task(self._write_broker_file(), "broker file")
 
     def _on_released(self, sender: Post, released: Released) -> None:
         """Siblings that the slots were given to need not look for the release."""
