@@ -43,8 +43,7 @@ from kafscale.metrics import MetricsBlock
 from kafscale.storage.cluster_log import FIRST_VERSION, ClusterLog
 from kafscale.storage.directory import check_format
 from kafscale.storage.keys import Keys
-from kafscale.storage.opening import open_store
-from kafscale.storage.probe import prove_conditional_puts
+from kafscale.storage.opening import open_proven_store
 from kafscale.storage.store import ObjectStore, Purpose
 from kafscale.storage.sweep import LogsInUse, sweep
 from kafscale.storage.takeover import LogReader
@@ -75,7 +74,6 @@ SHOWN_WHILE_DOWN_SECONDS = 10.0
 # How often the bucket is asked for versions that nobody told of: while coordination answers, and while it doesn't.
 LOOK_SECONDS = 10.0
 LOOK_ALONE_SECONDS = 1.0
-LEASE_TTL_SECONDS = 10.0
 # A broker whose registration coordination has lost registers again within so long.
 REGISTER_AGAIN_SECONDS = 2.0
 LEAVE_POLL_SECONDS = 0.05
@@ -204,10 +202,8 @@ class Supervisor:
         children = [await self._spawner.start() for _ in range(settings.workers)]
 
         keys = Keys(settings.cluster_namespace)
-        ttl_seconds = LEASE_TTL_SECONDS
-        store = self._store = open_store(settings, self._clock, self._random)
-        if settings.s3_bucket is not None and not settings.s3_unsafe_unconditional_puts:
-            await prove_conditional_puts(store, keys, self._clock, self._random)
+        ttl_seconds = self._coordination.ttl_seconds
+        store = self._store = await open_proven_store(settings, keys, self._clock, self._random)
         writer_id = secrets.token_hex(16)
         ender = LogEnder(store, keys, self._clock, self._random, writer_id)
         cluster_log = ClusterLog(store, keys, self._clock, self._random)

@@ -45,6 +45,11 @@ class CoordinationStore(Protocol):
 
     on_change: Callable[[], None]
 
+    @property
+    def ttl_seconds(self) -> float:
+        """How long a broker that died goes on being a member."""
+        ...
+
     async def open(self, identity: ClusterIdentity) -> None:
         """Begin. Raises StartError where the coordination belongs to another cluster."""
         ...
@@ -93,6 +98,10 @@ class EmbeddedCoordination:
         self._member: Member | None = None
         self._leads = False
         self._newest_version = 0
+
+    @property
+    def ttl_seconds(self) -> float:
+        return 0.0
 
     async def open(self, identity: ClusterIdentity) -> None:
         pass

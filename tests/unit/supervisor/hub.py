@@ -18,6 +18,7 @@ class Hub:
         self.clients: list[HubCoordination] = []
         self.newest_version = 0
         self.is_up = True
+        self.ttl_seconds = 1.0
 
     def tell(self) -> None:
         for client in self.clients:
@@ -42,6 +43,10 @@ class HubCoordination:
         self.broker_id = -1
         self._hub = hub
         hub.clients.append(self)
+
+    @property
+    def ttl_seconds(self) -> float:
+        return self._hub.ttl_seconds
 
     async def open(self, identity: ClusterIdentity) -> None:
         self._hub.identity = self._hub.identity or identity

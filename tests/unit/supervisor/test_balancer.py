@@ -1,5 +1,5 @@
-"""Goal: the leader gives every slot to a living worker, evenly; it takes nothing from brokers that only coordination has
-lost sight of; and lists are shortened by what was read alone. Over real logs in a store in memory."""
+"""Goal: the leader gives every slot to a living worker, evenly; it takes nothing from brokers that only coordination
+has lost sight of; and lists are shortened by what was read alone. Over real logs in a store in memory."""
 
 from __future__ import annotations
 
