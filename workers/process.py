@@ -17,7 +17,6 @@ import signal
 import socket
 import sys
 from collections.abc import Coroutine
-from pathlib import Path
 from typing import cast
 
 import uvloop
@@ -36,13 +35,12 @@ from kafscale.control import (
 )
 from kafscale.errors import KafscaleError
 from kafscale.metrics import MetricsBlock
-from kafscale.storage.local import LocalStore
+from kafscale.storage.opening import open_store
 from workers.worker import Worker
 
 log = logging.getLogger(__name__)
 
 BACKLOG = 4096
-STORE_THREADS = 4
 # Collections otherwise set the tail latency: few, and never of what was there at the start.
 GC_THRESHOLDS = (50_000, 50, 100)
 _PR_SET_PDEATHSIG = 1
@@ -102,10 +100,10 @@ class Process(asyncio.Protocol):
         logs.configure(settings, "worker", worker=configure.worker_index)
         metrics = MetricsBlock.attach(configure.metrics_fd)
         metrics.begin_incarnation()
-        store = LocalStore(Path(settings.data_dir), STORE_THREADS)
         self._configure = configure
         # Ids must differ between incarnations: seeded by the operating system.
         source = random.Random(int.from_bytes(os.urandom(16), "big"))
+        store = open_store(settings, self._clock, source)
         self._worker = Worker(configure, store, self._clock, source, metrics, self.send, self._stopped)
         for message in self._early:
             self._worker.receive(message)

@@ -78,6 +78,8 @@ SLAB_BYTES = 8 << 20
 COLD_SHARE = 4
 # Received and not durable, in flushes: enough to keep a disk busy; more only makes clients wait.
 FLUSHES_BUFFERED_LOCAL = 2
+# Every PUT costs money there, and takes some tens of milliseconds anyway.
+FLUSH_INTERVAL_S3_MS = 250
 # A lease is a little shorter than the time after which the supervisor replaces a silent worker.
 LEASE_SHARE = 0.8
 # Of the time to drain, how much is spent on answering what was received; the rest is for the last checkpoint.
@@ -328,7 +330,10 @@ class Worker:
 
 
 def _flush_policy(settings: Settings) -> FlushPolicy:
-    interval_s = settings.flush_interval_ms / 1000 if settings.flush_interval_ms else None
+    interval_ms = settings.flush_interval_ms
+    if interval_ms is None and settings.s3_bucket is not None:
+        interval_ms = FLUSH_INTERVAL_S3_MS
+    interval_s = interval_ms / 1000 if interval_ms else None
     buffered_bytes_max = settings.produce_buffer_bytes
     if interval_s is None:
         buffered_bytes_max = min(buffered_bytes_max, FLUSHES_BUFFERED_LOCAL * settings.flush_bytes)

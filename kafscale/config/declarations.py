@@ -27,6 +27,9 @@ INT64_MAX = 2**63 - 1
 WORKERS_MAX = 99
 BROKER_ID_MAX = INT32_MAX // 100 - 1
 
+_BUCKET = r"[a-z0-9A-Z][a-z0-9A-Z._-]{1,253}"
+_URL = r"https?://[^\s/?#@]+/?"
+
 
 class Setting(NamedTuple):
     """What a declaration says beside name, type and default. `low` and `high` bound integers, both included."""
@@ -78,7 +81,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     data_dir: Annotated[str, Setting("Where the data is kept.", metavar="DIR")] = "./data"
     cluster_namespace: Annotated[
-        str, Setting("Prefix of every object's key.", pattern=r"[a-z0-9][a-z0-9._-]{0,62}", metavar="NAME")
+        str,
+        Setting(
+            "Prefix of every object's key.",
+            pattern=r"[a-z0-9][a-z0-9._-]{0,62}",
+            metavar="NAME",
+            also=("KAFSCALE_S3_NAMESPACE",),
+        ),
     ] = "kafscale"
     slots: Annotated[int, Setting("Units of ownership; counts only when a cluster is first started.", 1, 16_384)] = 256
     flush_bytes: Annotated[
@@ -114,6 +123,40 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     sweep_grace_ms: Annotated[
         int, Setting("Objects younger than this are spared by that, for slow readers.", 0, INT32_MAX)
     ] = 600_000
+
+    s3_bucket: Annotated[
+        str | None,
+        Setting("Keep the data in this S3 bucket.", auto="in the data directory", pattern=_BUCKET, metavar="NAME"),
+    ] = None
+    s3_region: Annotated[str | None, Setting("The bucket's region.", auto="as the AWS configuration says")] = None
+    s3_endpoint: Annotated[
+        str | None,
+        Setting("Where the S3 API is, if not at AWS.", auto="AWS", pattern=_URL, metavar="URL"),
+    ] = None
+    s3_path_style: Annotated[bool, Setting("Name the bucket in the path, not in the host name.")] = False
+    s3_access_key: Annotated[
+        str | None,
+        Setting("Access key.", auto="AWS's default chain: environment, profile, pod or instance", secret=True),
+    ] = None
+    s3_secret_key: Annotated[str | None, Setting("Its secret.", auto="likewise", secret=True)] = None
+    s3_session_token: Annotated[str | None, Setting("A temporary key's token.", auto="none", secret=True)] = None
+    s3_kms_arn: Annotated[
+        str | None, Setting("Encrypt objects with this KMS key (SSE-KMS).", auto="as the bucket does by default")
+    ] = None
+    s3_concurrency: Annotated[int, Setting("Reads a worker has under way at the bucket at most.", 1, 1000)] = 64
+    s3_timeout_ms: Annotated[int, Setting("A request that has no answer by then is given up.", 100, 300_000)] = 10_000
+    s3_read_bucket: Annotated[
+        str | None,
+        Setting("A replica of the bucket that older data is read from.", auto="none", pattern=_BUCKET, metavar="NAME"),
+    ] = None
+    s3_read_region: Annotated[str | None, Setting("The replica's region.", auto="the bucket's")] = None
+    s3_read_endpoint: Annotated[
+        str | None, Setting("The replica's endpoint.", auto="the bucket's", pattern=_URL, metavar="URL")
+    ] = None
+    s3_unsafe_unconditional_puts: Annotated[
+        bool,
+        Setting("Start although the store ignores If-None-Match. Only ever with ONE broker: nothing fences a second."),
+    ] = False
 
     auto_create_topics: Annotated[bool, Setting("Create a topic when a client first asks for it.")] = True
     auto_create_partitions: Annotated[int, Setting("Partitions of a topic created so.", 1, 10_000)] = 1
@@ -172,6 +215,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 SECTIONS = {
     "listen": "Addresses and connections",
     "data_dir": "Storage",
+    "s3_bucket": "S3",
     "auto_create_topics": "Topics and records",
     "offsets_topic_partitions": "Consumer groups",
     "allow_admin_apis": "Operation",

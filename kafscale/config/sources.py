@@ -225,6 +225,7 @@ def _check_together(settings: Settings, sources: Mapping[str, Source]) -> None:
             f"{_named('produce_buffer_bytes', sources)}: {settings.produce_buffer_bytes} is below "
             f"socket_request_max_bytes, {settings.socket_request_max_bytes}, so the largest request would never fit"
         )
+    _check_s3(settings, sources)
     if settings.worker_ports is not None:
         last = settings.worker_ports + settings.workers - 1
         if last > 65535:
@@ -237,6 +238,19 @@ def _check_together(settings: Settings, sources: Mapping[str, Source]) -> None:
                 f"{_named('worker_ports', sources)}: {settings.worker_ports} to {last} includes the listen port, "
                 f"{settings.listen.port}"
             )
+
+
+def _check_s3(settings: Settings, sources: Mapping[str, Source]) -> None:
+    given = [name for name in sources if name.startswith("s3_") and sources[name].kind != "default"]
+    if settings.s3_bucket is None and given:
+        raise UsageError(f"{_named(given[0], sources)}: there is no bucket; set s3_bucket too")
+    if (settings.s3_access_key is None) != (settings.s3_secret_key is None):
+        one, other = ("s3_access_key", "s3_secret_key")[:: 1 if settings.s3_secret_key is None else -1]
+        raise UsageError(f"{_named(one, sources)}: a key goes with its secret; set {other} too, or neither")
+    if settings.s3_read_bucket is None:
+        for name in ("s3_read_region", "s3_read_endpoint"):
+            if name in given:
+                raise UsageError(f"{_named(name, sources)}: there is no replica; set s3_read_bucket too")
 
 
 def _parsed(declaration: Declaration, text: str, source: Source) -> Any:

@@ -6,6 +6,7 @@
     {namespace}/pack/{log_id}/{number:020d}                     compacted batches of many partitions
     {namespace}/topics/{topic}/{topic_id}/{partition}/segment-{base_offset:020d}-{log_id}-{number}.kfs  (and .index)
     {namespace}/pids/{block:020d}                               a claimed block of producer ids
+    {namespace}/probe/{name}                                    for moments: whether the store keeps its promises
 
 Log ids are 32 hex digits (128 random bits), topic ids likewise. Topic names hold only [a-zA-Z0-9._-] and are neither
 "." nor "..", so no name can leave its folder.
@@ -57,6 +58,9 @@ class Keys:
         return (
             f"{self.topics_prefix}{topic}/{topic_id.hex()}/{partition}/segment-{base_offset:020d}-{log_id}-{number}.kfs"
         )
+
+    def probe(self, name: str) -> str:
+        return f"{self.namespace}/probe/{name}"
 
     def producer_ids(self, block: int) -> str:
         return f"{self.pids_prefix}{block:020d}"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import string
 import tempfile
-from collections.abc import Awaitable, Callable
+import uuid
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,10 +17,29 @@ from kafscale.clock import SystemClock
 from kafscale.errors import ObjectExists, ObjectMissing
 from kafscale.storage.local import LocalStore
 from kafscale.storage.memory import MemoryStore
+from kafscale.storage.s3 import S3Store, S3Target
 from kafscale.storage.store import ObjectStore, Purpose
+from tests.s3_servers import make_bucket, moto
 
 FLUSH, READ = Purpose.FLUSH, Purpose.COLD_READ
-KINDS = ["memory", "local"]
+KINDS = ["memory", "local", "s3"]
+# Where the S3 server of this module's tests is.
+ENDPOINTS: list[str] = []
+
+
+@pytest.fixture(scope="module", autouse=True)
+def s3_server() -> Iterator[None]:
+    with moto() as endpoint:
+        ENDPOINTS.append(endpoint)
+        yield
+    ENDPOINTS.clear()
+
+
+def new_bucket() -> S3Store:
+    """A store in a bucket of its own."""
+    bucket = make_bucket(ENDPOINTS[0], f"test-{uuid.uuid4().hex}")
+    target = S3Target(bucket=bucket, endpoint=ENDPOINTS[0], path_style=True, access_key="key", secret_key="secret")
+    return S3Store(target)
 
 
 def run(kind: str, scenario: Callable[[ObjectStore], Awaitable[None]]) -> None:
@@ -33,6 +53,12 @@ def run(kind: str, scenario: Callable[[ObjectStore], Awaitable[None]]) -> None:
 
     if kind == "memory":
         asyncio.run(with_store(MemoryStore(SystemClock())))
+    elif kind == "s3":
+
+        async def with_bucket() -> None:
+            await with_store(new_bucket())
+
+        asyncio.run(with_bucket())
     else:
         with tempfile.TemporaryDirectory() as root:
             asyncio.run(with_store(LocalStore(Path(root))))
@@ -177,13 +203,13 @@ def test_a_listing_stays_inside(kind: str, prefix: str) -> None:
     run(kind, scenario)
 
 
-TICK_MS = 20
+TICK_MS = {"memory": 20, "local": 20, "s3": 1000}
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_creation_time_is_the_clocks(kind: str) -> None:
     """Goal: created_ms lies between the clock's readings before and after the put, as exactly as a file system knows:
-    the kernel stamps files with the time of its last tick."""
+    the kernel stamps files with the time of its last tick, S3 objects with a second."""
 
     async def scenario(store: ObjectStore) -> None:
         clock = SystemClock()
@@ -191,7 +217,7 @@ def test_creation_time_is_the_clocks(kind: str) -> None:
         await store.put_if_absent("a/b", [b"x"], FLUSH)
         after = clock.wall_ms()
         (info,) = await store.list("a", READ)
-        assert before - TICK_MS <= info.created_ms <= after
+        assert before - TICK_MS[kind] <= info.created_ms <= after
 
     run(kind, scenario)
 

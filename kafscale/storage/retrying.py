@@ -1,0 +1,70 @@
+"""A wrapper of any object store that asks again, a few times, when a read for a consumer or for compaction fails.
+
+Only these: writes, log ends and checkpoints are tried again by those who know what an unclear answer means, and for how
+long to try. Waits are exponential with jitter, so that a store that says "slow down" is let alone.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
+
+from kafscale.clock import Clock
+from kafscale.errors import StoreUnavailable
+from kafscale.storage.backoff import backoff_seconds
+from kafscale.storage.store import Buffer, ObjectInfo, ObjectStore, Purpose
+
+# So many tries take about half a second in all; then the reader's client asks again.
+TRIES = 6
+_RETRIED = frozenset({Purpose.COLD_READ, Purpose.COMPACTION})
+
+_Result = TypeVar("_Result")
+
+
+class RetryingStore:
+    """`store`, more patient with reads."""
+
+    def __init__(self, store: ObjectStore, clock: Clock, random_source: random.Random) -> None:
+        self._store = store
+        self._clock = clock
+        self._random = random_source
+
+    def __str__(self) -> str:
+        return str(self._store)
+
+    async def put_if_absent(self, key: str, parts: Sequence[Buffer], purpose: Purpose) -> None:
+        await self._store.put_if_absent(key, parts, purpose)
+
+    async def get(self, key: str, purpose: Purpose) -> bytes:
+        return await self._ask(purpose, lambda: self._store.get(key, purpose))
+
+    async def get_range(self, key: str, position: int, length: int, purpose: Purpose) -> bytes:
+        return await self._ask(purpose, lambda: self._store.get_range(key, position, length, purpose))
+
+    async def get_tail(self, key: str, length: int, purpose: Purpose) -> tuple[bytes, int]:
+        return await self._ask(purpose, lambda: self._store.get_tail(key, length, purpose))
+
+    async def exists(self, key: str, purpose: Purpose) -> bool:
+        return await self._ask(purpose, lambda: self._store.exists(key, purpose))
+
+    async def list(self, prefix: str, purpose: Purpose, start_after: str = "") -> list[ObjectInfo]:
+        return await self._ask(purpose, lambda: self._store.list(prefix, purpose, start_after))
+
+    async def delete(self, keys: Sequence[str], purpose: Purpose) -> None:
+        await self._store.delete(keys, purpose)
+
+    async def close(self) -> None:
+        await self._store.close()
+
+    async def _ask(self, purpose: Purpose, question: Callable[[], Awaitable[_Result]]) -> _Result:
+        if purpose not in _RETRIED:
+            return await question()
+        for tries, wait in enumerate(backoff_seconds(self._random), 1):
+            try:
+                return await question()
+            except StoreUnavailable:
+                if tries == TRIES:
+                    raise
+            await self._clock.sleep(wait)
+        raise AssertionError("backoff never ends")

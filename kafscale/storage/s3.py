@@ -1,0 +1,273 @@
+"""An object store in an S3 bucket. The one file that knows aiobotocore.
+
+It owns a client with its pool of connections, opened with the first call. What must always hold: a put creates or
+fails, it never replaces (`If-None-Match: *`); what the store did not clearly answer is `StoreUnclear` for a put and
+`StoreUnavailable` for everything else. It never tries again by itself: a repeated put would meet its own first try as
+another's, and whoever calls knows better whether and when (`worker_log.py`, `takeover.py`, `retrying.py`).
+
+Bodies travel with their CRC32C, which the store checks; that and an unsigned payload cost a fraction of the hashes that
+botocore would take by itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+import msgspec
+from aiobotocore.config import AioConfig
+from aiobotocore.session import get_session
+from aiohttp import ClientError as TransportError
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    ConnectTimeoutError,
+    EndpointConnectionError,
+    HTTPClientError,
+    ProxyConnectionError,
+    SSLError,
+)
+from crc32c import crc32c
+
+from kafscale.errors import ObjectExists, ObjectMissing, StoreError, StoreUnavailable, StoreUnclear
+from kafscale.storage.keys import check_key
+from kafscale.storage.store import Buffer, ObjectInfo, Purpose
+
+DELETE_BATCH = 1000
+# Connections beyond those that `concurrency` bounds: for flushes and decisions, which never wait for the others.
+URGENT_CONNECTIONS = 16
+_URGENT = frozenset({Purpose.FLUSH, Purpose.CHECKPOINT, Purpose.CLUSTER, Purpose.RECOVERY})
+# The request never reached the store.
+_NOT_SENT = (ConnectTimeoutError, EndpointConnectionError, ProxyConnectionError, SSLError)
+_MISSING = frozenset({"NoSuchKey", "NotFound", "404"})
+_THROTTLED = frozenset({"SlowDown", "Throttling", "ThrottlingException", "TooManyRequests", "RequestLimitExceeded"})
+
+
+class S3Target(msgspec.Struct, frozen=True, kw_only=True):
+    """A bucket and how to reach it; None and "" leave it to the AWS defaults (environment, profile, instance)."""
+
+    bucket: str
+    region: str | None = None
+    endpoint: str | None = None
+    path_style: bool = False
+    access_key: str | None = None
+    secret_key: str | None = None
+    session_token: str | None = None
+    kms_arn: str | None = None
+
+    def __str__(self) -> str:
+        return f"s3://{self.bucket}" + (f" at {self.endpoint}" if self.endpoint else "")
+
+
+class S3Store:
+    """Objects of one bucket; see `ObjectStore` for what each method promises."""
+
+    def __init__(
+        self,
+        target: S3Target,
+        *,
+        concurrency: int = 64,
+        connect_timeout_s: float = 3.0,
+        read_timeout_s: float = 10.0,
+        conditional_puts: bool = True,
+    ) -> None:
+        """`concurrency` bounds requests that can wait (reading back, compaction, sweeping). Without `conditional_puts`
+        a put looks first and then writes: for a store that ignores the condition, and a single broker."""
+        self._target = target
+        self._conditional_puts = conditional_puts
+        self._timeout_s = connect_timeout_s + read_timeout_s
+        self._config = AioConfig(
+            retries={"total_max_attempts": 1, "mode": "standard"},
+            connect_timeout=connect_timeout_s,
+            read_timeout=read_timeout_s,
+            max_pool_connections=concurrency + URGENT_CONNECTIONS,
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+            signature_version="s3v4",
+            s3={"payload_signing_enabled": False, "addressing_style": "path" if target.path_style else "auto"},
+        )
+        self._patient = asyncio.Semaphore(concurrency)
+        self._resources = AsyncExitStack()
+        self._opening: asyncio.Task[Any] | None = None
+
+    def __str__(self) -> str:
+        return str(self._target)
+
+    async def put_if_absent(self, key: str, parts: Sequence[Buffer], purpose: Purpose) -> None:
+        check_key(key)
+        if not self._conditional_puts and await self.exists(key, purpose):
+            raise ObjectExists(f"object {key} exists")
+        body = b"".join(parts)
+        arguments: dict[str, Any] = {"Body": body, "ChecksumCRC32C": _encoded(crc32c(body))}
+        if self._conditional_puts:
+            arguments["IfNoneMatch"] = "*"
+        if self._target.kms_arn:
+            arguments |= {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": self._target.kms_arn}
+        async with self._asking(purpose, f"put {key}", is_write=True) as client:
+            await client.put_object(Bucket=self._target.bucket, Key=key, **arguments)
+
+    async def get(self, key: str, purpose: Purpose) -> bytes:
+        check_key(key)
+        async with self._asking(purpose, f"get {key}") as client:
+            return (await self._read(client, key, None))[0]
+
+    async def get_range(self, key: str, position: int, length: int, purpose: Purpose) -> bytes:
+        check_key(key)
+        if position < 0 or length < 0:
+            raise ValueError(f"no range of {length} bytes at {position} can be read from {key}")
+        async with self._asking(purpose, f"get {key}") as client:
+            if length == 0:
+                await client.head_object(Bucket=self._target.bucket, Key=key)
+                return b""
+            return (await self._read(client, key, f"bytes={position}-{position + length - 1}"))[0]
+
+    async def get_tail(self, key: str, length: int, purpose: Purpose) -> tuple[bytes, int]:
+        check_key(key)
+        if length < 0:
+            raise ValueError(f"no tail of {length} bytes can be read from {key}")
+        async with self._asking(purpose, f"get {key}") as client:
+            if length == 0:
+                head = await client.head_object(Bucket=self._target.bucket, Key=key)
+                return b"", int(head["ContentLength"])
+            return await self._read(client, key, f"bytes=-{length}")
+
+    async def exists(self, key: str, purpose: Purpose) -> bool:
+        check_key(key)
+        try:
+            async with self._asking(purpose, f"look for {key}") as client:
+                await client.head_object(Bucket=self._target.bucket, Key=key)
+        except ObjectMissing:
+            return False
+        return True
+
+    async def list(self, prefix: str, purpose: Purpose, start_after: str = "") -> list[ObjectInfo]:
+        if prefix:
+            check_key(prefix + "x")  # Some key begins so.
+        arguments = {"Bucket": self._target.bucket, "Prefix": prefix}
+        if start_after:
+            arguments["StartAfter"] = start_after
+        found: list[ObjectInfo] = []
+        while True:
+            async with self._asking(purpose, f"list {prefix}") as client:
+                page = await client.list_objects_v2(**arguments)
+            for entry in page.get("Contents", ()):
+                created_ms = int(entry["LastModified"].timestamp() * 1000)
+                found.append(ObjectInfo(entry["Key"], entry["Size"], created_ms))
+            if not page.get("IsTruncated"):
+                # Directory buckets list in no order.
+                return sorted(found, key=lambda info: info.key)
+            arguments["ContinuationToken"] = page["NextContinuationToken"]
+
+    async def delete(self, keys: Sequence[str], purpose: Purpose) -> None:
+        for key in keys:
+            check_key(key)
+        for start in range(0, len(keys), DELETE_BATCH):
+            named = [{"Key": key} for key in keys[start : start + DELETE_BATCH]]
+            async with self._asking(purpose, f"delete {len(named)} objects") as client:
+                answer = await client.delete_objects(
+                    Bucket=self._target.bucket, Delete={"Objects": named, "Quiet": True}
+                )
+            kept = [error for error in answer.get("Errors", ()) if error.get("Code") not in _MISSING]
+            if kept:
+                raise StoreUnavailable(
+                    f"{self}: {len(kept)} of {len(named)} objects could not be deleted, the first,"
+                    f" {kept[0].get('Key')}: {kept[0].get('Code')} {kept[0].get('Message')}"
+                )
+
+    async def close(self) -> None:
+        if self._opening is not None:
+            await asyncio.gather(self._opening, return_exceptions=True)
+        await self._resources.aclose()
+
+    # The client
+
+    @asynccontextmanager
+    async def _asking(self, purpose: Purpose, what: str, is_write: bool = False) -> AsyncIterator[Any]:
+        """The client, for one request; what goes wrong comes out in terms of the store's errors."""
+        try:
+            if purpose in _URGENT:
+                yield await self._client()
+            else:
+                async with self._patient:
+                    yield await self._client()
+        except ClientError as error:
+            raise self._refused(error, what, is_write) from error
+        except _NOT_SENT as error:
+            raise StoreUnavailable(f"{self} can't be reached: {error}") from error
+        except (HTTPClientError, TransportError, TimeoutError, OSError) as error:
+            message = f"{self} did not answer ({what}): {error or type(error).__name__}"
+            raise (StoreUnclear(message) if is_write else StoreUnavailable(message)) from error
+        except BotoCoreError as error:
+            # Found out before anything was sent: no credentials, a region or an endpoint that can't be.
+            raise StoreUnavailable(f"{self} can't be asked: {error}") from error
+
+    async def _client(self) -> Any:
+        if self._opening is None:
+            self._opening = asyncio.ensure_future(self._open())
+        try:
+            return await asyncio.shield(self._opening)
+        except Exception:
+            self._opening = None
+            raise
+
+    async def _open(self) -> Any:
+        target = self._target
+        client = get_session().create_client(
+            "s3",
+            region_name=target.region or ("us-east-1" if target.endpoint else None),
+            endpoint_url=target.endpoint,
+            aws_access_key_id=target.access_key,
+            aws_secret_access_key=target.secret_key,
+            aws_session_token=target.session_token,
+            config=self._config,
+        )
+        return await self._resources.enter_async_context(client)
+
+    async def _read(self, client: Any, key: str, byte_range: str | None) -> tuple[bytes, int]:
+        """The bytes, and the size of the whole object."""
+        arguments = {} if byte_range is None else {"Range": byte_range}
+        try:
+            answer = await client.get_object(Bucket=self._target.bucket, Key=key, **arguments)
+        except ClientError as error:
+            if _status(error) != 416:
+                raise
+            # Nothing of the range is in the object, which is there.
+            head = await client.head_object(Bucket=self._target.bucket, Key=key)
+            return b"", int(head["ContentLength"])
+        data: bytes = await _whole(answer["Body"].read(), self._timeout_s)
+        expected = int(answer["ContentLength"])
+        if len(data) != expected:
+            raise TransportError(f"{key} ended after {len(data)} of {expected} bytes")
+        _, _, size = answer.get("ContentRange", "").rpartition("/")
+        return data, int(size) if size.isdigit() else expected
+
+    def _refused(self, error: ClientError, what: str, is_write: bool) -> StoreError:
+        """What an answer of the store means."""
+        status, code = _status(error), str(error.response.get("Error", {}).get("Code", ""))
+        if code in _MISSING and code != "NoSuchBucket":
+            return ObjectMissing(f"there is no object to {what}")
+        if is_write and (status == 412 or code == "PreconditionFailed"):
+            return ObjectExists(f"the key is taken ({what})")
+        message = f"{self} refused to {what}: {status} {error}"
+        if is_write and code not in _THROTTLED and (status >= 500 or status == 409):
+            # 409: a conditional request that ran beside another one. Either may have won.
+            return StoreUnclear(message)
+        return StoreUnavailable(message)
+
+
+async def _whole(reading: Awaitable[bytes], seconds: float) -> bytes:
+    """A body that keeps trickling in is no answer either."""
+    async with asyncio.timeout(seconds):
+        return await reading
+
+
+def _status(error: ClientError) -> int:
+    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+
+def _encoded(crc: int) -> str:
+    """As the x-amz-checksum-crc32c header has it: base64 of four big-endian bytes."""
+    return base64.b64encode(crc.to_bytes(4, "big")).decode()
