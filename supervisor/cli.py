@@ -21,10 +21,11 @@ from kafscale.errors import KafscaleError, UsageError
 COMMANDS = {
     "serve": "run the broker in the foreground",
     "config": "print every setting, its value and where it came from (--json; --markdown prints the manual)",
+    "recover": "read the bucket and say what a start would bring up; changes nothing",
     "version": "print the version",
 }
 
-_USAGE = "kafscale [serve|config|version] [flags]"
+_USAGE = "kafscale [serve|config|recover|version] [flags]"
 
 _OTHER_FLAGS = ("--help", "--version", "--json", "--markdown")
 
@@ -73,6 +74,10 @@ def _run(arguments: Sequence[str], environ: Mapping[str, str], serve: Serve) -> 
     resolved = resolve(flags, environ, given.config)
     for warning in resolved.warnings:
         print(f"kafscale: warning: {_one_line(warning)}", file=sys.stderr)
+    if command == "recover":
+        from supervisor import recover
+
+        return recover.run(resolved.settings)
     return serve(resolved) if command == "serve" else _print_settings(resolved, as_json=given.json)
 
 

@@ -101,7 +101,7 @@ def test_precedence_over_all_sources(tmp_path: Path) -> None:
         (["serve", "--work", "2"], "unknown flag --work; did you mean --workers?"),
         (["serv"], "unknown command serv; did you mean serve?"),
         (["serve", "here"], "unexpected word here after the command serve"),
-        ([], "no command given; say one of serve, config, version, or --help"),
+        ([], "no command given; say one of serve, config, recover, version, or --help"),
         (["serve", "--listen"], "--listen: expected one argument"),
         (["serve", "--json"], "--json belongs to the command config"),
         (["serve", "--workers", "many"], "--workers: 'many' is not a whole number"),
