@@ -119,10 +119,11 @@ def put(store: ObjectStore) -> Awaitable[None]:
     ],
 )
 def test_what_a_put_that_failed_means(respond: Respond, expected: type[StoreError]) -> None:
-    """Goal: only an answer that says so means that nothing was applied; and each put goes out once."""
+    """Goal: only an answer that says so means that nothing was applied; and each put goes out once, or twice where the
+    HTTP client takes a broken connection for one that had been idle too long."""
     outcome, requests = asked(respond, put)
     assert type(outcome) is expected, outcome
-    assert len(requests) == 1
+    assert len(requests) == (2 if respond is reset else 1)
 
 
 @pytest.mark.parametrize(
@@ -142,7 +143,7 @@ def test_what_a_read_that_failed_means(respond: Respond, expected: type[StoreErr
     """Goal: a missing object is told from a store that gives no answer, and half an object is none."""
     outcome, requests = asked(respond, lambda store: store.get("ns/log/1", Purpose.COLD_READ))
     assert type(outcome) is expected, outcome
-    assert len(requests) == 1
+    assert len(requests) == (2 if respond is reset else 1)
 
 
 def test_nobody_listens() -> None:
