@@ -4,8 +4,8 @@ It owns a client with its pool of connections, opened with the first call. What 
 fails, it never replaces (`If-None-Match: *`); what the store did not clearly answer is `StoreUnclear` for a put and
 `StoreUnavailable` for everything else. It doesn't try again by itself: whoever calls knows better whether and when
 (`worker_log.py`, `takeover.py`, `retrying.py`). Only the HTTP client beneath sends a request once more whose connection
-broke, since it may have been idle too long: so a put may meet its own first try as `ObjectExists`, and callers read back
-before they believe in another.
+broke, since it may have been idle too long: so a put may meet its own first try as `ObjectExists`, and callers read
+back before they believe in another.
 
 Bodies travel with their CRC32C, which the store checks; that and an unsigned payload cost a fraction of the hashes that
 botocore would take by itself.
