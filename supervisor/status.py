@@ -60,7 +60,7 @@ class Status:
             f"  Kafka clients  {settings.advertised}" + self._listening_note(),
             f"  Workers        {len(self._posts)} (nodes {nodes} on ports {ports})",
             *self._cluster_line(),
-            f"  Data           {root}",
+            f"  Data           {root if settings.s3_bucket is None else f's3://{settings.s3_bucket}'}",
             f"  Metrics        http://{self._metrics_endpoint}/metrics  (also /healthz, /readyz)",
             f"  Try            echo hello | kcat -P -b {settings.advertised} -t greetings",
         ]
