@@ -83,6 +83,8 @@ class Balancer:
         self._presence = Presence(grace_seconds)
         self._woken = asyncio.Event()
         self._looks: dict[str, _Look] = {}
+        # Logs of lost brokers that were ended here and that lists still name.
+        self._ended: dict[str, EndedLog] = {}
 
     def wake(self) -> None:
         self._presence.observe(self._clock.monotonic(), self._coordination.is_available)
@@ -117,29 +119,34 @@ class Balancer:
     # Lost brokers
 
     async def _replace_lost(self) -> None:
-        """End the logs of lost brokers and give their slots to those that stay."""
-        state = self._controller.state
-        owners = [entries[-1] for entries in state.slots if entries]
+        """End the logs of lost brokers, of which slots may still wait to be released too, and give their slots to those
+        that stay."""
+        named = {
+            entry.log_id: broker_of(entry.node_id) for entries in self._controller.state.slots for entry in entries
+        }
         registered = {member.broker_id for member in self._coordination.members()}
-        lost = self._presence.lost(self._clock.monotonic(), {broker_of(owner.node_id) for owner in owners}, registered)
+        lost = self._presence.lost(self._clock.monotonic(), named.values(), registered)
         if not lost or not self._staying():
             return
-        log_ids = {owner.log_id for owner in owners if broker_of(owner.node_id) in lost}
-        log.warning("brokers are lost", extra={"brokers": sorted(lost), "logs": len(log_ids)})
-        outcomes = await asyncio.gather(
-            *(self._ender.end_log(log_id, "its broker is lost") for log_id in sorted(log_ids)), return_exceptions=True
-        )
-        ended: dict[str, EndedLog] = {}
-        failures: list[BaseException] = []
+        self._ended = {log_id: read for log_id, read in self._ended.items() if log_id in named}
+        to_end = sorted(log_id for log_id, broker in named.items() if broker in lost and log_id not in self._ended)
+        outcomes: list[EndedLog | BaseException] = []
+        if to_end:
+            log.warning("brokers are lost", extra={"brokers": sorted(lost), "logs": len(to_end)})
+            outcomes = await asyncio.gather(
+                *(self._ender.end_log(log_id, "its broker is lost") for log_id in to_end), return_exceptions=True
+            )
+            self._ended |= {read.log_id: read for read in outcomes if isinstance(read, EndedLog)}
+        if self._handed_over(self._controller.state) is not None:
+            moved = await self._controller.assign(self._handed_over)
+            if moved:
+                log.info("lost brokers' slots have new owners", extra={"slots": moved})
         for outcome in outcomes:
             if isinstance(outcome, BaseException):
-                failures.append(outcome)
-            else:
-                ended[outcome.log_id] = outcome
-        moved = await self._controller.assign(lambda newest: hand_over(newest, self._staying(), ended))
-        log.info("lost brokers' slots have new owners", extra={"slots": moved})
-        if failures:
-            raise failures[0]
+                raise outcome
+
+    def _handed_over(self, state: ClusterState) -> Assign | None:
+        return hand_over(state, self._staying(), self._ended)
 
     # Shares
 

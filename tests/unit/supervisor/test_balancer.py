@@ -195,6 +195,28 @@ def test_a_lost_brokers_slots_are_given_to_the_others_after_its_logs_were_ended(
     run(scenario)
 
 
+def test_a_broker_lost_before_it_released_what_it_gave_away_is_ended_too() -> None:
+    """It owns nothing any more, and yet nobody could load its slots before it has ended."""
+
+    async def scenario(cluster: Cluster) -> None:
+        leaver = await cluster.add(0)
+        await cluster.add(1)
+        await cluster.settle()
+        await leaver.say(leaving=True)
+        await leaver.balancer.step()
+        assert loads(await cluster.newest()) == {100: 12, 101: 12}
+        await cluster.kill(0)
+        cluster.hub.lose(0)
+        successor = cluster.brokers[1]
+        await successor.catch_up()
+        await successor.balancer.step()
+        for log in leaver.logs.values():
+            assert not await log.check_not_fenced()
+        assert unsettled_logs(await cluster.settle()) == {}
+
+    run(scenario)
+
+
 def test_a_lost_leader_is_followed_by_another() -> None:
     async def scenario(cluster: Cluster) -> None:
         await cluster.add(0)
