@@ -47,6 +47,10 @@ class Fenced(KafscaleError):
     """Another has taken over: this incarnation must stop and may acknowledge nothing more."""
 
 
+class CoordinationUnavailable(KafscaleError):
+    """Coordination gives no answer. Nothing that was decided depends on it; try again later."""
+
+
 class StoreError(KafscaleError):
     """The object store did not do what was asked."""
 
