@@ -54,6 +54,7 @@ from supervisor.balancer import Balancer
 from supervisor.child import Child, exit_text
 from supervisor.controller import Controller
 from supervisor.data_directory import LOCK_FILE, take_directory
+from supervisor.hints import Hints, awaited
 from supervisor.http import HttpServer
 from supervisor.membership import Membership
 from supervisor.post import Duties, Post
@@ -125,6 +126,7 @@ class Supervisor:
         self._in_cluster = not isinstance(self._coordination, EmbeddedCoordination)
         self._membership: Membership | None = None
         self._balancer: Balancer | None = None
+        self._hints: Hints | None = None
         # The newest version of the cluster log, as published or to be published anew.
         self._newest: tuple[int, bytes] = (0, b"")
         self._controller: Controller | None = None
@@ -258,7 +260,9 @@ class Supervisor:
         self._spawn_loop(membership.run(), "membership")
         self._spawn_loop(self._watch(keys), "watch")
         self._spawn_loop(self._sweep_ended_logs(keys), "sweep")
+        self._hints = Hints(self._on_hint)
         if self._in_cluster:
+            await self._hints.start(settings.metrics_addr.host, http_socket.getsockname()[1])
             self._spawn_loop(balancer.run(), "balancer")
             self._spawn_loop(bring_home(self._clock, controller, ender, self._posts), "strays")
             self._spawn_loop(self._look_for_versions(controller), "versions")
@@ -365,11 +369,23 @@ class Supervisor:
             self._spawn_task(self._write_broker_file(), "broker file")
 
     def _on_released(self, sender: Post, released: Released) -> None:
-        """Siblings that the slots were given to need not look for the release."""
+        """Whoever the slots were given to, here or at another broker, need not look for the release."""
+        assert self._controller is not None and self._hints is not None
         hint = PeerReleased(released.log_id, released.slots, released.sequence)
-        for post in self._posts:
-            if post is not sender and post.child is not None:
-                post.child.send(hint)
+        self._on_hint(hint)
+        for member in self._coordination.members():
+            if member.broker_id != self._settings.broker_id and member.peer:
+                log_ids = [worker.log_id for worker in member.incarnations]
+                for part in awaited(self._controller.state, hint, log_ids).values():
+                    self._spawn_task(self._hints.send(member.peer, part), "hint")
+
+    def _on_hint(self, hint: PeerReleased) -> None:
+        assert self._controller is not None
+        posts = {post.log_id: post for post in self._posts}
+        for log_id, part in awaited(self._controller.state, hint, list(posts)).items():
+            child = posts[log_id].child
+            if child is not None:
+                child.send(part)
 
     def _send_to_all(self, message: ToWorker) -> None:
         for post in self._posts:
@@ -542,6 +558,8 @@ class Supervisor:
         if self._controller is not None:
             await self._controller.close()
         await self._coordination.close()
+        if self._hints is not None:
+            self._hints.close()
         if self._http is not None:
             await self._http.close()
         if self._listeners is not None:
