@@ -126,7 +126,7 @@ def _supervisor_families(figures: SupervisorMetrics) -> Iterator[Metric]:
         value=float(figures.coordination_available),
     )
     yield GaugeMetricFamily("kafscale_brokers", "Brokers that are registered.", value=figures.brokers)
-    owned = GaugeMetricFamily("kafscale_slots_owned", "Slots assigned to the worker.", labels=["worker"])
+    owned = GaugeMetricFamily("kafscale_slots_assigned", "Slots assigned to the worker.", labels=["worker"])
     for index, count in sorted(figures.slots.items()):
         owned.add_metric([str(index)], count)
     yield owned

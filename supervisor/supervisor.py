@@ -15,6 +15,7 @@ import logging
 import os
 import random
 import secrets
+import socket
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ from kafscale.control import (
     Released,
     ToWorker,
 )
-from kafscale.coordination.assignment import NODES_PER_BROKER, named_logs
+from kafscale.coordination.assignment import NODES_PER_BROKER, given_away, named_logs
 from kafscale.coordination.cluster import encode_state
 from kafscale.coordination.store import ClusterIdentity, CoordinationStore, EmbeddedCoordination, Member
 from kafscale.errors import Corrupt, KafscaleError, StoreError, StoreFailed
@@ -136,6 +137,7 @@ class Supervisor:
         self._requests: CommandRequests | None = None
         self._posts: list[Post] = []
         self._peer = ""
+        self._private_ports: list[int] = []
         self._adoptions = Adoptions()
         self._files = Threads("supervisor-files", 1)
         # What goes on until the broker drains, and what ends by itself.
@@ -184,7 +186,9 @@ class Supervisor:
 
     # Start
 
-    async def _start(self) -> None:
+    async def _bind(self) -> tuple[socket.socket, Spawner]:
+        """Take the data directory and the ports; returns the socket for HTTP, and what starts processes that inherit
+        the others."""
         settings = self._settings
         # A directory that is not there yet is made only after the ports were found free: a start that fails changes
         # nothing. One that is there may belong to workers that still hold the ports too.
@@ -195,14 +199,20 @@ class Supervisor:
         if self._lock is None:
             self._lock = await take_directory(self._root, self._clock)
         check_format(self._root)
-        self._settings = settings = self._resolved(settings, self._listeners.endpoint.port)
+        self._settings = self._resolved(settings, self._listeners.endpoint.port)
         self._blocks = {index: MetricsBlock.create() for index in range(settings.workers)}
         metric_fds = [block.fd for block in self._blocks.values() if block.fd is not None]
         self._spawner = Spawner(
             self._worker_command, [*self._listeners.descriptors(), *metric_fds, self._lock], self._clock
         )
-        children = [await self._spawner.start() for _ in range(settings.workers)]
+        return http_socket, self._spawner
 
+    async def _start(self) -> None:
+        http_socket, spawner = await self._bind()
+        settings, listeners = self._settings, self._listeners
+        assert listeners is not None
+        self._private_ports = listeners.private_ports
+        children = [await spawner.start() for _ in range(settings.workers)]
         keys = Keys(settings.cluster_namespace)
         ttl_seconds = self._coordination.ttl_seconds
         store = self._store = await open_proven_store(settings, keys, self._clock, self._random)
@@ -218,7 +228,7 @@ class Supervisor:
             lambda: self._coordination.is_available,
         )
         self._requests = CommandRequests(controller, self._fail)
-        self._posts = self._make_posts(self._spawner, controller, ender, self._requests)
+        self._posts = self._make_posts(spawner, controller, ender, self._requests)
         self._peer = str(Endpoint(settings.advertised.host, http_socket.getsockname()[1]))
         membership = self._membership = Membership(
             self._coordination, self._clock, self._member, self._on_nodes, ttl_seconds
@@ -231,7 +241,7 @@ class Supervisor:
             settings,
             self._clock,
             self._posts,
-            self._listeners.private_ports,
+            self._private_ports,
             http_socket.getsockname()[1],
             self._blocks,
             controller,
@@ -301,12 +311,11 @@ class Supervisor:
 
     def _node_addresses(self) -> list[NodeAddress]:
         """This broker's nodes as clients are told of them: not those that have been down for long."""
-        assert self._listeners is not None
         now = self._clock.monotonic()
         host = self._settings.advertised.host
         return [
             NodeAddress(post.node_id, host, port)
-            for post, port in zip(self._posts, self._listeners.private_ports, strict=True)
+            for post, port in zip(self._posts, self._private_ports, strict=True)
             if post.down_since is None or now - post.down_since < SHOWN_WHILE_DOWN_SECONDS
         ]
 
@@ -344,6 +353,15 @@ class Supervisor:
         self._spawn_task(self._publish(), "publish")
         if self._balancer is not None:
             self._balancer.wake()
+        self._give_up_logs()
+
+    def _give_up_logs(self) -> None:
+        """End the lives of workers that others wait for. Others than a life's own slots are not touched by it, and
+        those are back within the time that a replacement takes."""
+        assert self._controller is not None
+        for post in self._posts:
+            if post.child is not None and given_away(self._controller.state, post.log_id):
+                post.end_life()
 
     async def _publish(self) -> None:
         """Bring coordination up to the newest version. What fails is done again when coordination has news."""
@@ -395,6 +413,7 @@ class Supervisor:
     def _on_post_change(self, post: Post) -> None:
         if self._membership is not None:
             self._membership.changed()
+            self._give_up_logs()
         serving = {p.index for p in self._posts if p.serving}
         orphaned = {p.index for p in self._posts if p.ever_served and not p.serving}
         for order in self._adoptions.settle(serving, orphaned):
@@ -557,6 +576,7 @@ class Supervisor:
             await self._spawner.close()
         if self._controller is not None:
             await self._controller.close()
+        self._coordination.on_change = lambda: None
         await self._coordination.close()
         if self._hints is not None:
             self._hints.close()

@@ -28,7 +28,7 @@ WORKERS_MAX = 99
 BROKER_ID_MAX = INT32_MAX // 100 - 1
 
 _BUCKET = r"[a-z0-9A-Z][a-z0-9A-Z._-]{1,253}"
-_URL = r"https?://[^\s/?#@]+/?"
+_URL = r"https?://[A-Za-z0-9.:\[\]_-]+/?"
 
 
 class Setting(NamedTuple):
