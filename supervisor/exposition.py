@@ -14,7 +14,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 import kafscale
-from kafscale.metrics import LAYOUT, MetricsBlock, label_sets
+from kafscale.metrics import BYTES_PRODUCED, LAYOUT, STORE_BYTES, STORE_OPERATIONS, MetricsBlock, label_sets
 from kafscale.metrics import Metric as Declared
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
@@ -29,11 +29,23 @@ class WorkerFigures:
     hung_kills: int = 0
 
 
+@dataclass(frozen=True)
+class Prices:
+    """What a store charges, in billionths of a dollar: requests each, and transfer by the mebibyte. DELETE is free."""
+
+    put: int = 0
+    get: int = 0
+    mib: int = 0
+
+
 @dataclass
 class SupervisorMetrics:
-    """The supervisor's own figures; it alone writes them. `workers` is keyed by worker index."""
+    """The supervisor's own figures; it alone writes them. `workers` is keyed by worker index; `requests` counts what it
+    asks of the store itself."""
 
     broker_id: int
+    requests: MetricsBlock | None = None
+    prices: Prices = Prices()
     workers: dict[int, WorkerFigures] = field(default_factory=dict)
     cluster_version: int = 0
     ready: bool = False
@@ -65,10 +77,14 @@ class _Collector(Collector):
         return ()
 
     def collect(self) -> Iterator[Metric]:
-        summed = {"": [sum(cells) for cells in zip(*self._snapshots.values(), strict=True)]} if self._snapshots else {}
+        own = self._supervisor.requests
+        counted = [*self._snapshots.values(), *([] if own is None else [own.snapshot()])]
+        summed = {"": [sum(cells) for cells in zip(*counted, strict=True)]} if counted else {}
         for declared in LAYOUT:
             yield _family(declared, self._snapshots if declared.per_worker else summed)
         yield from _supervisor_families(self._supervisor)
+        if summed:
+            yield from _cost_families(summed[""], self._supervisor.prices)
 
 
 def _family(declared: Declared, snapshots: Mapping[str, list[int]]) -> Metric:
@@ -98,6 +114,29 @@ def _buckets(declared: Declared, cells: list[int]) -> tuple[list[tuple[str, floa
         bound = f"{declared.bounds[offset] * declared.scale:.9g}" if offset < len(declared.bounds) else "+Inf"
         buckets.append((bound, count))
     return buckets, cells[declared + len(declared.bounds) + 1] * declared.scale
+
+
+def cost_dollars(cells: list[int], prices: Prices) -> float:
+    """What the store's requests and bytes counted in `cells` cost."""
+    price_of = {"put": prices.put, "list": prices.put, "get": prices.get}
+    nanodollars = 0.0
+    for offset, (verb, _) in enumerate(label_sets(STORE_OPERATIONS)):
+        nanodollars += cells[STORE_OPERATIONS + offset] * price_of.get(verb, 0)
+        nanodollars += cells[STORE_BYTES + offset] * prices.mib / (1 << 20)
+    return nanodollars / 1e9
+
+
+def _cost_families(cells: list[int], prices: Prices) -> Iterator[Metric]:
+    dollars = cost_dollars(cells, prices)
+    produced_gib = cells[BYTES_PRODUCED] / (1 << 30)
+    yield CounterMetricFamily(
+        "kafscale_store_cost_dollars_total", "What the object store's requests cost at the prices set.", value=dollars
+    )
+    yield GaugeMetricFamily(
+        "kafscale_store_cost_dollars_per_gib",
+        "That for each GiB produced, since the start; 0 before the first byte.",
+        value=dollars / produced_gib if produced_gib else 0.0,
+    )
 
 
 def _supervisor_families(figures: SupervisorMetrics) -> Iterator[Metric]:

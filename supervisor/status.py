@@ -35,6 +35,7 @@ class Status:
         coordination: CoordinationStore,
         store_ok: Callable[[], bool],
         draining: Callable[[], bool],
+        requests: MetricsBlock,
     ) -> None:
         self._settings = settings
         self._clock = clock
@@ -46,6 +47,7 @@ class Status:
         self._coordination = coordination
         self._store_ok = store_ok
         self._draining = draining
+        self._requests = requests
 
     def pages(self) -> dict[str, Page]:
         return {"/metrics": self._metrics, "/healthz": self._healthz, "/readyz": self._readyz}
@@ -128,11 +130,18 @@ class Status:
 
     def _metrics(self) -> Response:
         # Imported with the first scrape: it takes as long as everything else of a start.
-        from supervisor.exposition import CONTENT_TYPE, SupervisorMetrics, WorkerFigures, render
+        from supervisor.exposition import CONTENT_TYPE, Prices, SupervisorMetrics, WorkerFigures, render
 
+        settings = self._settings
         workers = {post.index: WorkerFigures(post.serving, post.restart_count, post.hung_count) for post in self._posts}
         figures = SupervisorMetrics(
-            broker_id=self._settings.broker_id,
+            broker_id=settings.broker_id,
+            requests=self._requests,
+            prices=Prices(
+                settings.price_put_nanodollars,
+                settings.price_get_nanodollars,
+                settings.price_transfer_nanodollars_per_mib,
+            ),
             workers=workers,
             cluster_version=self._controller.version,
             ready=not self._unready(),

@@ -36,7 +36,7 @@ from kafscale.control import (
     Released,
     ToWorker,
 )
-from kafscale.coordination.assignment import NODES_PER_BROKER, given_away, named_logs
+from kafscale.coordination.assignment import NODES_PER_BROKER, broker_of, given_away, named_logs
 from kafscale.coordination.cluster import encode_state
 from kafscale.coordination.store import ClusterIdentity, CoordinationStore, EmbeddedCoordination, Member
 from kafscale.errors import Corrupt, KafscaleError, StoreError, StoreFailed
@@ -44,6 +44,7 @@ from kafscale.metrics import MetricsBlock
 from kafscale.storage.cluster_log import FIRST_VERSION, ClusterLog
 from kafscale.storage.directory import check_format
 from kafscale.storage.keys import Keys
+from kafscale.storage.metered import MeteredStore
 from kafscale.storage.opening import open_proven_store
 from kafscale.storage.store import ObjectStore, Purpose
 from kafscale.storage.sweep import LogsInUse, sweep
@@ -215,7 +216,9 @@ class Supervisor:
         children = [await spawner.start() for _ in range(settings.workers)]
         keys = Keys(settings.cluster_namespace)
         ttl_seconds = self._coordination.ttl_seconds
-        store = self._store = await open_proven_store(settings, keys, self._clock, self._random)
+        store = await open_proven_store(settings, keys, self._clock, self._random)
+        requests = MetricsBlock.in_memory()
+        store = self._store = MeteredStore(store, requests.cells, self._clock)
         writer_id = secrets.token_hex(16)
         ender = LogEnder(store, keys, self._clock, self._random, writer_id)
         cluster_log = ClusterLog(store, keys, self._clock, self._random)
@@ -248,6 +251,7 @@ class Supervisor:
             self._coordination,
             self._store_ok,
             lambda: self._draining,
+            requests,
         )
         self._http = HttpServer(self._status.pages(), self._clock)
         await self._http.start(http_socket)
@@ -555,8 +559,12 @@ class Supervisor:
         membership.leave()
         began = self._clock.monotonic()
         until = began + self._settings.drain_timeout_ms / 1000 * LEAVE_SHARE
-        # Named by no list: what was given away is another's, whose checkpoint was read.
-        while named_logs(controller.state) & {post.log_id for post in self._posts}:
+        # Named by no list, no life of ours: what was given away is another's, whose checkpoint was read.
+        while any(
+            broker_of(entry.node_id) == self._settings.broker_id
+            for entries in controller.state.slots
+            for entry in entries
+        ):
             if self._hurry.is_set() or self._failure.done() or not membership.others_stay:
                 return
             if self._clock.monotonic() >= until:
