@@ -137,7 +137,10 @@ class Status:
         figures = SupervisorMetrics(
             broker_id=settings.broker_id,
             requests=self._requests,
-            prices=Prices(
+            # A directory costs nothing.
+            prices=Prices()
+            if settings.s3_bucket is None
+            else Prices(
                 settings.price_put_nanodollars,
                 settings.price_get_nanodollars,
                 settings.price_transfer_nanodollars_per_mib,

@@ -18,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from kafscale import metrics
 from kafscale.errors import StartError
 from kafscale.metrics import LAYOUT, Metric, MetricsBlock
-from supervisor.exposition import SupervisorMetrics, render
+from supervisor.exposition import Prices, SupervisorMetrics, render
 
 
 @pytest.fixture
@@ -204,3 +204,26 @@ def test_cells_are_found_by_label() -> None:
     metric: Metric = metrics.STORE_OPERATIONS
     cells = [metric.at(verb, purpose) for verb in metrics.STORE_VERBS for purpose in metrics.STORE_PURPOSES]
     assert cells == list(range(metric, metric + metric.cell_count))
+
+
+def test_what_the_store_costs_is_shown(block: MetricsBlock) -> None:
+    """Goal: requests of workers and supervisor at their prices, in all and for each GiB produced; deletes are free."""
+    own = MetricsBlock.in_memory()
+    figures = SupervisorMetrics(7, requests=own, prices=Prices(put=5000, get=400, mib=20_000))
+
+    def shown() -> tuple[float, float]:
+        families = {f.name: f for f in text_string_to_metric_families(render({0: block}, figures).decode())}
+        total, per_gib = (families[f"kafscale_store_cost_dollars{name}"].samples[0].value for name in ("", "_per_gib"))
+        return total, per_gib
+
+    assert shown() == (0, 0)
+    block.cells[metrics.STORE_OPERATIONS.at("put", "flush")] += 1000
+    block.cells[metrics.STORE_BYTES.at("put", "flush")] += 2 << 30
+    block.cells[metrics.STORE_OPERATIONS.at("get", "cold_read")] += 500
+    block.cells[metrics.STORE_OPERATIONS.at("delete", "sweep")] += 9000
+    own.cells[metrics.STORE_OPERATIONS.at("list", "sweep")] += 200
+    block.cells[metrics.BYTES_PRODUCED] += 2 << 30
+    expected = (1200 * 5000 + 500 * 400 + 2048 * 20_000) / 1e9
+    assert shown() == pytest.approx((expected, expected / 2))
+    operations = page(block)
+    assert operations["kafscale_store_operations_total", (("operation", "put"), ("purpose", "flush"))] == 1000
