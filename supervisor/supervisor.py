@@ -38,6 +38,7 @@ from kafscale.control import (
 )
 from kafscale.coordination.assignment import NODES_PER_BROKER, broker_of, given_away, named_logs
 from kafscale.coordination.cluster import encode_state
+from kafscale.coordination.opening import open_coordination
 from kafscale.coordination.store import ClusterIdentity, CoordinationStore, EmbeddedCoordination, Member
 from kafscale.errors import Corrupt, KafscaleError, StoreError, StoreFailed
 from kafscale.metrics import MetricsBlock
@@ -124,7 +125,7 @@ class Supervisor:
         self._blocks: dict[int, MetricsBlock] = {}
         self._store: ObjectStore | None = None
         self._store_answered_at = clock.monotonic()
-        self._coordination: CoordinationStore = coordination or EmbeddedCoordination()
+        self._coordination: CoordinationStore = coordination or open_coordination(settings, clock, random_source)
         self._in_cluster = not isinstance(self._coordination, EmbeddedCoordination)
         self._membership: Membership | None = None
         self._balancer: Balancer | None = None

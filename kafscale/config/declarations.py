@@ -28,6 +28,7 @@ WORKERS_MAX = 99
 BROKER_ID_MAX = INT32_MAX // 100 - 1
 
 _BUCKET = r"[a-z0-9A-Z][a-z0-9A-Z._-]{1,253}"
+_ADDRESSES = r"[a-zA-Z0-9.-]+:[0-9]{1,5}(,[a-zA-Z0-9.-]+:[0-9]{1,5})*"
 _URL = r"https?://[A-Za-z0-9.:\[\]_-]+/?"
 
 
@@ -153,10 +154,39 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     s3_read_endpoint: Annotated[
         str | None, Setting("The replica's endpoint.", auto="the bucket's", pattern=_URL, metavar="URL")
     ] = None
+    price_put_nanodollars: Annotated[
+        int, Setting("Price of a PUT or LIST request, for the metric of cost.", 0, INT32_MAX)
+    ] = 5000
+    price_get_nanodollars: Annotated[int, Setting("Price of a GET request, likewise.", 0, INT32_MAX)] = 400
+    price_transfer_nanodollars_per_mib: Annotated[
+        int, Setting("Price of a mebibyte sent or read, likewise; none within a region.", 0, INT32_MAX)
+    ] = 0
     s3_unsafe_unconditional_puts: Annotated[
         bool,
         Setting("Start although the store ignores If-None-Match. Only ever with ONE broker: nothing fences a second."),
     ] = False
+
+    etcd_endpoints: Annotated[
+        str | None,
+        Setting(
+            "The etcd through which brokers that share a bucket find each other: HOST:PORT, several with commas.",
+            auto="none: this broker is the whole cluster",
+            pattern=_ADDRESSES,
+            metavar="HOST:PORT,…",
+        ),
+    ] = None
+    etcd_username: Annotated[str | None, Setting("User at etcd.", auto="none")] = None
+    etcd_password: Annotated[str | None, Setting("Its password.", auto="none", secret=True)] = None
+    etcd_ca_file: Annotated[
+        str | None, Setting("Certificates that etcd's must be signed by; turns TLS on.", auto="none", metavar="FILE")
+    ] = None
+    etcd_cert_file: Annotated[
+        str | None, Setting("This broker's certificate for etcd; turns TLS on.", auto="none", metavar="FILE")
+    ] = None
+    etcd_key_file: Annotated[str | None, Setting("Its key.", auto="none", metavar="FILE")] = None
+    etcd_lease_ttl_ms: Annotated[
+        int, Setting("A broker silent for so long is lost, and others take its slots over.", 1000, 600_000)
+    ] = 10_000
 
     auto_create_topics: Annotated[bool, Setting("Create a topic when a client first asks for it.")] = True
     auto_create_partitions: Annotated[int, Setting("Partitions of a topic created so.", 1, 10_000)] = 1
@@ -216,6 +246,7 @@ SECTIONS = {
     "listen": "Addresses and connections",
     "data_dir": "Storage",
     "s3_bucket": "S3",
+    "etcd_endpoints": "Cluster",
     "auto_create_topics": "Topics and records",
     "offsets_topic_partitions": "Consumer groups",
     "allow_admin_apis": "Operation",

@@ -83,6 +83,8 @@ class _Session(msgspec.Struct):
     deadline: float = 0.0
     renewed_at: float = 0.0
     is_watching: bool = False
+    # The newest version that etcd has confirmed since the last listing began; 0 for none.
+    published: int = 0
 
 
 class EtcdCoordination:
@@ -152,21 +154,25 @@ class EtcdCoordination:
         return (
             session is not None
             and self._clock.monotonic() < session.deadline
-            and self._view.version >= self._known_version
+            and self.newest_version >= self._known_version
         )
 
     @property
     def newest_version(self) -> int:
-        return self._view.version
+        return max(self._view.version, 0 if self._session is None else self._session.published)
 
     def members(self) -> list[Member]:
         return list(self._view.members)
 
     async def publish(self, version: int, payload: bytes) -> None:
         """Raises CoordinationUnavailable."""
-        self._known_version = max(self._known_version, version)
-        await self._try(lambda session: self._raise_version(session, version, payload))
-        self._rung.set()
+        try:
+            await self._try(lambda session: self._raise_version(session, version, payload))
+        finally:
+            # Not before: a version that is on its way doesn't make etcd count as behind.
+            self._known_version = max(self._known_version, version)
+            self._rung.set()
+            self._tell()
 
     async def close(self) -> None:
         tasks = [task for task in (self._keeper, self._observer) if task is not None]
@@ -262,7 +268,11 @@ class EtcdCoordination:
         await self._call(lambda: session.client.add_watch_prefix_callback(self._prefix, ring, start_revision=revision))
 
     async def _look(self, session: _Session) -> None:
+        published = session.published
         view = await self._call(lambda: self._list(session))
+        if session.published == published:
+            # This listing began afterwards: it says what etcd still knows of it.
+            session.published = 0
         # Two calls may overtake each other.
         if view.revision >= self._view.revision or session is not self._session:
             self._view = view
@@ -370,6 +380,7 @@ class EtcdCoordination:
         )
         if not is_first:
             client.transaction(compare=[client.transactions.value(key) < number], success=list(writes), failure=[])
+        session.published = max(session.published, version)
 
     def _list(self, session: _Session) -> _View:
         answer = session.client.get_prefix_response(self._prefix)
