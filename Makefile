@@ -74,6 +74,11 @@ test: lint  ## The checks and tests that CI runs
 	@scratch=$$(mktemp -d "$${TMPDIR:-/tmp}/kafscale.XXXXXX"); trap 'rm -rf "$$scratch"' EXIT; \
 	TMPDIR="$$scratch" $(BIN)/python -m pytest -rs --durations=10 $(ARGS)
 
+.PHONY: test-cluster
+test-cluster: $(VENV)/.development  ## Three brokers as processes on etcd and S3, killed and stopped under load
+	@scratch=$$(mktemp -d "$${TMPDIR:-/tmp}/kafscale.XXXXXX"); trap 'rm -rf "$$scratch"' EXIT; \
+	TMPDIR="$$scratch" $(BIN)/python -m pytest -m cluster -s $(ARGS) tests/e2e/test_cluster.py
+
 .PHONY: sim
 sim: $(VENV)/.development  ## Simulate SEEDS=1000 clusters under faults
 	$(BIN)/python -m tests.sim.run --seeds $(SEEDS) --jobs $(JOBS) $(ARGS)
