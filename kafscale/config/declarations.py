@@ -28,7 +28,8 @@ WORKERS_MAX = 99
 BROKER_ID_MAX = INT32_MAX // 100 - 1
 
 _BUCKET = r"[a-z0-9A-Z][a-z0-9A-Z._-]{1,253}"
-_ADDRESSES = r"[a-zA-Z0-9.-]+:[0-9]{1,5}(,[a-zA-Z0-9.-]+:[0-9]{1,5})*"
+_ADDRESS = r"(https?://)?([A-Za-z0-9._-]+|\[[0-9a-fA-F:]+\]):[0-9]{1,5}/?"
+_ADDRESSES = rf"{_ADDRESS}(,{_ADDRESS})*"
 _URL = r"https?://[A-Za-z0-9.:\[\]_-]+/?"
 
 
@@ -169,7 +170,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     etcd_endpoints: Annotated[
         str | None,
         Setting(
-            "The etcd through which brokers that share a bucket find each other: HOST:PORT, several with commas.",
+            "The etcd through which brokers that share a bucket meet; several with commas, https:// for TLS.",
             auto="none: this broker is the whole cluster",
             pattern=_ADDRESSES,
             metavar="HOST:PORT,…",

@@ -46,9 +46,10 @@ _Result = TypeVar("_Result")
 
 
 class EtcdServers(msgspec.Struct, frozen=True, kw_only=True):
-    """Where etcd is and how to be let in. With a CA, or a certificate, connections are TLS ones."""
+    """Where etcd is and how to be let in. With a CA, or a certificate, connections are TLS ones in any case."""
 
     endpoints: tuple[tuple[str, int], ...]
+    tls: bool = False
     username: str | None = None
     password: str | None = None
     ca_file: str | None = None
@@ -57,7 +58,7 @@ class EtcdServers(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def is_secure(self) -> bool:
-        return self.ca_file is not None or self.cert_file is not None
+        return self.tls or self.ca_file is not None or self.cert_file is not None
 
     def __str__(self) -> str:
         return ", ".join(f"{host}:{port}" for host, port in self.endpoints)

@@ -21,9 +21,11 @@ def open_coordination(settings: Settings, clock: Clock, random_source: random.Ra
     # Takes a while to import, and not everybody needs it.
     from kafscale.coordination.etcd import EtcdCoordination, EtcdServers
 
-    endpoints = [address.rpartition(":") for address in settings.etcd_endpoints.split(",")]
+    addresses = settings.etcd_endpoints.split(",")
+    endpoints = [address.rpartition("//")[2].rstrip("/").rpartition(":") for address in addresses]
     servers = EtcdServers(
         endpoints=tuple((host, int(port)) for host, _, port in endpoints),
+        tls=any(address.startswith("https:") for address in addresses),
         username=settings.etcd_username,
         password=settings.etcd_password,
         ca_file=settings.etcd_ca_file,
