@@ -79,6 +79,10 @@ test-cluster: $(VENV)/.development  ## Three brokers as processes on etcd and S3
 	@scratch=$$(mktemp -d "$${TMPDIR:-/tmp}/kafscale.XXXXXX"); trap 'rm -rf "$$scratch"' EXIT; \
 	TMPDIR="$$scratch" $(BIN)/python -m pytest -m cluster -s $(ARGS) tests/e2e/test_cluster.py
 
+.PHONY: test-acls
+test-acls: $(VENV)/.development  ## A million random decisions, compiled rules against a naive reading
+	$(BIN)/python -m tests.unit.security.differential --decisions 1000000 $(ARGS)
+
 .PHONY: sim
 sim: $(VENV)/.development  ## Simulate SEEDS=1000 clusters under faults
 	$(BIN)/python -m tests.sim.run --seeds $(SEEDS) --jobs $(JOBS) $(ARGS)

@@ -1,0 +1,312 @@
+"""A compiled rule set, asked where it lies: in memory that all processes of a broker share.
+
+Nothing is copied out of it but what one question needs, so a million rules cost a worker no more than ten. It answers
+what rules match; `access.py` makes decisions of that. A question takes a few look-ups in hash tables and, where a
+subject has prefixes, one binary search among them, however many rules there are. Owns nothing but views of the memory;
+bytes that are no sound snapshot are refused when it is opened, never halfway through a question.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+from zlib import crc32
+
+import msgspec
+
+from kafscale.errors import Corrupt
+from kafscale.protocol.acls import WILDCARD, AclBinding, PatternType, Permission
+from kafscale.security.snapshot_compiler import Details
+from kafscale.security.snapshot_format import (
+    ALLOW_BY_DEFAULT,
+    ALLOW_IF_NONE,
+    ANY_NAME,
+    HOSTS,
+    KAFKA,
+    KAFKA_SUBJECT,
+    KAFSCALE,
+    PREFIX,
+    RESOURCE_KINDS,
+    RULE_DENIES,
+    RULE_POSITION_SHIFT,
+    Contents,
+    subject_key,
+)
+
+# To find out whether a principal may write anywhere, so many topics that he might write to are looked at. Beyond, the
+# answer is no: it takes that many grants, each taken back by a deny of another principal's or host's.
+CANDIDATES_MAX = 10_000
+
+
+class MatchedRule(NamedTuple):
+    """A rule that applies to a name."""
+
+    kind: bytes
+    principal: str
+    host: str
+    resource: int
+    pattern_kind: int
+    name: str
+    subject: int
+    """The number of a binding's operation, or the mask of a document's actions."""
+    denies: bool
+    position: int
+    """In its document's list of allow or deny rules, or among all bindings."""
+    principal_position: int
+    """Of a document's principal: in its list."""
+
+
+class Snapshot:
+    """One generation of the rules. Questions never raise on account of a name or principal, whatever it is. The memory
+    is let go of with the last reference to this."""
+
+    def __init__(self, buffer: memoryview | bytes | bytearray) -> None:
+        """Raises Corrupt where the bytes are no sound snapshot."""
+        view = memoryview(buffer)
+        self._contents = contents = Contents(view)
+        self.generation = contents.generation
+        self.rule_count = contents.rule_count
+        self.size_bytes = len(view)
+        self.has_kafka = bool(contents.flags & KAFKA)
+        self.has_document = bool(contents.flags & KAFSCALE)
+        self.has_hosts = bool(contents.flags & HOSTS)
+        self.allows_if_none = bool(contents.flags & ALLOW_IF_NONE)
+        self.allows_by_default = bool(contents.flags & ALLOW_BY_DEFAULT)
+        try:
+            details = msgspec.msgpack.decode(contents["details"], type=Details)
+        except msgspec.MsgspecError as error:
+            raise Corrupt(f"an ACL snapshot's details can't be read: {error}") from error
+        self.super_users = frozenset(details.super_users)
+        self.document_source = details.document_source
+        self.broken = details.broken
+        self._texts = contents["texts"]
+        self._literal_starts = contents["literal_starts"]
+        self._literal_entries = contents["literal_entries"]
+        self._literal_mask = len(self._literal_starts) - 2
+        self._subject_mask = len(contents["subject_starts"]) - 2
+        self._group_any = contents["group_any"]
+        self._group_first = contents["group_first"]
+        self._group_end = contents["group_end"]
+        self._stretch_first = contents["group_stretch_first"]
+        self._stretch_end = contents["group_stretch_end"]
+        self._name_at = contents["pattern_name_at"]
+        self._name_bytes = contents["pattern_name_bytes"]
+        self._allow = contents["pattern_allow"]
+        self._deny = contents["pattern_deny"]
+        self._stretch_name_at = contents["stretch_name_at"]
+        self._stretch_name_bytes = contents["stretch_name_bytes"]
+        self._stretch_allow = contents["stretch_allow"]
+        self._stretch_deny = contents["stretch_deny"]
+
+    # Subjects
+
+    def groups(self, kind: bytes, principal: str = "", host: str = "") -> Sequence[int] | None:
+        """The groups of a subject, by kind of resource; None where no rule is about it."""
+        number = self._subject(subject_key(kind, principal, host))
+        if number < 0:
+            return None
+        return self._contents["subject_groups"][number * RESOURCE_KINDS : (number + 1) * RESOURCE_KINDS]
+
+    def _subject(self, key: bytes) -> int:
+        contents = self._contents
+        bucket = crc32(key) & self._subject_mask
+        starts = contents["subject_starts"]
+        for place in range(starts[bucket], starts[bucket + 1]):
+            number = contents["subject_entries"][place]
+            if contents["subject_key_bytes"][number] == len(key):
+                at = contents["subject_key_at"][number]
+                if self._texts[at : at + len(key)] == key:
+                    return number
+        return -1
+
+    # What applies to a name
+
+    def masks(self, group: int, name: bytes) -> tuple[int, int]:
+        """What all the rules of a group that apply to `name` allow and deny."""
+        allow = deny = 0
+        anything = self._group_any[group]
+        if anything:
+            allow, deny = self._allow[anything], self._deny[anything]
+        value = crc32(name, group)
+        bucket = value & self._literal_mask
+        starts = self._literal_starts
+        start, end = starts[bucket], starts[bucket + 1]
+        if start != end:
+            pattern = self._literal(group, name, value, start, end)
+            if pattern:
+                allow |= self._allow[pattern]
+                deny |= self._deny[pattern]
+        low, high = self._stretch_first[group], self._stretch_end[group]
+        if low != high:
+            stretch = self._stretch(low, high, name)
+            if stretch >= 0:
+                allow |= self._stretch_allow[stretch]
+                deny |= self._stretch_deny[stretch]
+        return allow, deny
+
+    def _literal(self, group: int, name: bytes, value: int, start: int, end: int) -> int:
+        """The pattern of the literal `name` among the entries of a bucket; 0 if none."""
+        entries = self._literal_entries
+        for place in range(start, end):
+            if entries[2 * place] == value:
+                pattern = entries[2 * place + 1]
+                at = self._name_at[pattern]
+                if (
+                    self._group_first[group] <= pattern < self._group_end[group]
+                    and self._name_bytes[pattern] == len(name)
+                    and self._texts[at : at + len(name)] == name
+                ):
+                    return pattern
+        return 0
+
+    def _stretch(self, low: int, high: int, name: bytes) -> int:
+        """The stretch that `name` lies in, of those from `low` up to `high`; -1 where it comes before all of them."""
+        first = low
+        texts, places, sizes = self._texts, self._stretch_name_at, self._stretch_name_bytes
+        while low < high:
+            middle = (low + high) >> 1
+            at = places[middle]
+            if name < bytes(texts[at : at + sizes[middle]]):
+                high = middle
+            else:
+                low = middle + 1
+        return low - 1 if low > first else -1
+
+    def _longest_prefix(self, group: int, name: bytes) -> int:
+        low, high = self._stretch_first[group], self._stretch_end[group]
+        stretch = self._stretch(low, high, name)
+        return self._contents["stretch_pattern"][stretch] if stretch >= 0 else 0
+
+    def patterns(self, group: int, name: bytes) -> Iterator[int]:
+        """The patterns of a group that apply to `name`, the most particular first."""
+        value = crc32(name, group)
+        bucket = value & self._literal_mask
+        starts = self._literal_starts
+        literal = self._literal(group, name, value, starts[bucket], starts[bucket + 1])
+        if literal:
+            yield literal
+        prefix = self._longest_prefix(group, name)
+        while prefix:
+            yield prefix
+            prefix = self._contents["pattern_parent"][prefix]
+        if self._group_any[group]:
+            yield self._group_any[group]
+
+    # What may be done anywhere
+
+    def denies_everywhere(self, groups: Sequence[int], mask: int) -> bool:
+        """Whether one of these groups denies any name."""
+        return any(self._deny[self._group_any[group]] & mask for group in groups if self._group_any[group])
+
+    def allows_somewhere(self, groups: Sequence[int], mask: int) -> bool:
+        """Whether some name is allowed to the subjects of these groups (those of one kind of resource) that none of
+        them denies: Kafka's authorizeByResourceType, for the operation whose candidates were compiled."""
+        if self.denies_everywhere(groups, mask):
+            return False
+        if any(self._allow[self._group_any[group]] & mask for group in groups if self._group_any[group]):
+            return True
+        contents = self._contents
+        left = CANDIDATES_MAX
+        for group in groups:
+            place, end = contents["group_candidate_first"][group], contents["group_candidate_end"][group]
+            while place < end and left:
+                left -= 1
+                pattern = contents["candidates"][place]
+                behind = self._denied_up_to(groups, pattern, mask)
+                if behind is None:
+                    return True
+                place += 1
+                if behind:
+                    place = self._first_candidate(place, end, behind)
+        return False
+
+    def _denied_up_to(self, groups: Sequence[int], pattern: int, mask: int) -> bytes | None:
+        """None if no deny dominates the pattern; else the name before which all others are denied as well, or b"" where
+        it is denied alone."""
+        name = self._name(pattern)
+        is_literal = self._contents["pattern_kind"][pattern] != PREFIX
+        for group in groups:
+            prefix = self._longest_prefix(group, name)
+            outermost = 0
+            while prefix:
+                if self._deny[prefix] & mask:
+                    outermost = prefix
+                prefix = self._contents["pattern_parent"][prefix]
+            if outermost:
+                denied = self._name(outermost)
+                return denied[:-1] + bytes((denied[-1] + 1,))
+            if is_literal:
+                value = crc32(name, group)
+                bucket = value & self._literal_mask
+                literal = self._literal(group, name, value, *self._literal_starts[bucket : bucket + 2])
+                if literal and self._deny[literal] & mask:
+                    return b""
+        return None
+
+    def _first_candidate(self, low: int, high: int, name: bytes) -> int:
+        candidates = self._contents["candidates"]
+        while low < high:
+            middle = (low + high) >> 1
+            if self._name(candidates[middle]) < name:
+                low = middle + 1
+            else:
+                high = middle
+        return low
+
+    # The rules themselves
+
+    def _name(self, pattern: int) -> bytes:
+        at = self._name_at[pattern]
+        return bytes(self._texts[at : at + self._name_bytes[pattern]])
+
+    def rules(self, group: int, name: bytes) -> Iterator[MatchedRule]:
+        """The rules of a group that apply to `name`, the most particular first."""
+        for pattern in self.patterns(group, name):
+            yield from self._rules_of(group, pattern)
+
+    def _rules_of(self, group: int, pattern: int) -> Iterator[MatchedRule]:
+        contents = self._contents
+        subject = contents["group_subject"][group]
+        at, size = contents["subject_key_at"][subject], contents["subject_key_bytes"][subject]
+        key = bytes(self._texts[at : at + size])
+        name_end = 5 + int.from_bytes(key[1:5], "little")
+        row = contents["subject_groups"][subject * RESOURCE_KINDS : (subject + 1) * RESOURCE_KINDS].tolist()
+        first, end = contents["pattern_rule_first"][pattern : pattern + 2]
+        for rule in contents["rules"][first:end]:
+            yield MatchedRule(
+                kind=key[:1],
+                principal=_text(key[5:name_end]),
+                host=_text(key[name_end:]),
+                resource=row.index(group),
+                pattern_kind=contents["pattern_kind"][pattern],
+                name=_text(self._name(pattern)),
+                subject=rule & (RULE_DENIES - 1),
+                denies=bool(rule & RULE_DENIES),
+                position=rule >> RULE_POSITION_SHIFT,
+                principal_position=contents["subject_position"][subject],
+            )
+
+    def bindings(self) -> Iterator[AclBinding]:
+        """All of Kafka's bindings, those of one pattern one after the other."""
+        for group in range(1, len(self._group_any)):
+            for pattern in range(self._group_first[group], self._group_end[group]):
+                for rule in self._rules_of(group, pattern):
+                    if rule.kind == KAFKA_SUBJECT:
+                        yield binding_of(rule)
+
+
+def binding_of(rule: MatchedRule) -> AclBinding:
+    """A rule of Kafka's as it was stored, but for the spelling of its host."""
+    return AclBinding(
+        resource_type=rule.resource,
+        pattern_type=PatternType.PREFIXED if rule.pattern_kind == PREFIX else PatternType.LITERAL,
+        name=WILDCARD if rule.pattern_kind == ANY_NAME else rule.name,
+        principal=rule.principal,
+        host=rule.host,
+        operation=rule.subject,
+        permission=Permission.DENY if rule.denies else Permission.ALLOW,
+    )
+
+
+def _text(data: bytes) -> str:
+    return data.decode("utf-8", "surrogatepass")
