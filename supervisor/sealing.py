@@ -7,6 +7,7 @@ import random
 from kafscale.clock import Clock
 from kafscale.coordination.assignment import EndedLog
 from kafscale.storage.keys import Keys
+from kafscale.storage.planted import NO_BUGS, PlantedBugs
 from kafscale.storage.store import ObjectStore
 from kafscale.storage.takeover import seal_log
 
@@ -15,19 +16,26 @@ class LogEnder:
     """Seals logs in the name of one supervisor."""
 
     def __init__(
-        self, store: ObjectStore, keys: Keys, clock: Clock, random_source: random.Random, writer_id: str
+        self,
+        store: ObjectStore,
+        keys: Keys,
+        clock: Clock,
+        random_source: random.Random,
+        writer_id: str,
+        bugs: PlantedBugs = NO_BUGS,
     ) -> None:
         self._store = store
         self._keys = keys
         self._clock = clock
         self._random = random_source
         self._writer_id = writer_id
+        self._bugs = bugs
 
     async def end_log(self, log_id: str, reason: str) -> EndedLog:
         """End the log, however busy its owner is. Waits while the store gives no answers. Raises Corrupt,
         StoreFailed."""
         end = await seal_log(
-            self._store, self._keys, log_id, self._clock, self._random, writer=self._writer_id, reason=reason
+            self._store, self._keys, log_id, self._clock, self._random, self._writer_id, reason, self._bugs
         )
         slots = end.checkpoint.slots if end.checkpoint is not None else {}
         return EndedLog(log_id, end.end == 0, {slot: place.epoch for slot, place in slots.items()})

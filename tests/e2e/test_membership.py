@@ -57,21 +57,28 @@ class Broker:
 
     @property
     def state(self) -> Any:
-        assert self.supervisor._controller is not None
-        return self.supervisor._controller.state
+        return self.controller.state
+
+    @property
+    def controller(self) -> Any:
+        assert self.supervisor._control_plane is not None
+        return self.supervisor._control_plane.controller
+
+    @property
+    def posts(self) -> list[Any]:
+        """None before the broker has any."""
+        return self.supervisor._control_plane.posts if self.supervisor._control_plane is not None else []
 
     async def served(self) -> Broker:
         """Wait until all its workers serve."""
-        await until(
-            lambda: self.life.done() or (self.supervisor._posts and all(p.serving for p in self.supervisor._posts))
-        )
+        await until(lambda: self.life.done() or (self.posts and all(p.serving for p in self.posts)))
         if self.life.done():
             self.life.result()
         return self
 
     async def kill(self) -> None:
         """End it as SIGKILL would: nothing is said to anybody."""
-        for post in self.supervisor._posts:
+        for post in self.posts:
             if post.child is not None:
                 os.kill(post.child.pid, signal.SIGKILL)
         self.coordination.on_change = lambda: None
@@ -137,7 +144,7 @@ def test_brokers_join_and_leave(tmp_path: Path) -> None:
         assert second.state == first.state
         assert await second.stop() == 0
         assert is_even(first, 0, 1)
-        assert not any(post.restart_count for post in first.supervisor._posts)
+        assert not any(post.restart_count for post in first.posts)
 
     run(scenario, tmp_path)
 
@@ -164,18 +171,18 @@ def test_without_coordination_workers_are_replaced_and_nothing_moves(tmp_path: P
         await until(lambda: is_even(first, 0, 1, 100, 101))
         before = loads(first)
         hub.set_up(False)
-        post = second.supervisor._posts[0]
+        post = second.posts[0]
         old = post.log_id
         assert post.child is not None
         os.kill(post.child.pid, signal.SIGKILL)
         await until(lambda: post.serving and post.log_id != old)
         with pytest.raises(Retry):
-            await second.supervisor._controller.submit([CreateTopic(name="t")])  # type: ignore[union-attr]
+            await second.controller.submit([CreateTopic(name="t")])
         # The other hears of it from the bucket.
         await until(lambda: any(entries[-1].log_id == post.log_id for entries in first.state.slots))
         assert loads(first) == before
         hub.set_up(True)
-        await second.supervisor._controller.submit([CreateTopic(name="t")])  # type: ignore[union-attr]
+        await second.controller.submit([CreateTopic(name="t")])
         await until(lambda: is_even(first, 0, 1, 100, 101) and "t" in first.state.topics)
         assert loads(first) == before
 
@@ -187,6 +194,6 @@ def test_a_second_broker_of_the_same_number_is_refused(tmp_path: Path) -> None:
         first = await make(0).served()
         with pytest.raises(StartError, match="broker id 0 belongs to a living broker"):
             await make(0).served()
-        assert first.supervisor._posts[0].serving and first.supervisor._posts[0].restart_count == 0
+        assert first.posts[0].serving and first.posts[0].restart_count == 0
 
     run(scenario, tmp_path)

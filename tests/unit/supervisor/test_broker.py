@@ -72,6 +72,15 @@ class Broker:
         await until(lambda: self.read_file() is not None, self.running)
         return self
 
+    @property
+    def control_plane(self) -> Any:
+        return self.supervisor._control_plane
+
+    @property
+    def posts(self) -> list[Any]:
+        """None before the broker has any."""
+        return [] if self.control_plane is None else self.control_plane.posts
+
     def read_file(self) -> dict[str, Any] | None:
         try:
             return json.loads((self.root / "broker.json").read_text())
@@ -199,7 +208,7 @@ def test_a_killed_worker_is_replaced_and_its_sibling_is_not_disturbed(tmp_path) 
             _, page = await broker.get("/metrics")
             assert b'kafscale_worker_restarts_total{worker="0"} 3.0' in page
             # Empty logs leave no trace in the lists but the first.
-            assert [len(entries) for entries in broker.supervisor._controller.state.slots] == [2, 1] * 4
+            assert [len(entries) for entries in broker.control_plane.controller.state.slots] == [2, 1] * 4
         assert broker.code == 0
 
     run(scenario())
@@ -244,10 +253,10 @@ def test_a_worker_that_never_answers_is_replaced(tmp_path, monkeypatch) -> None:
 
     async def scenario() -> None:
         async with Broker(tmp_path / "d", f"file:{mode}", worker_hang_timeout_ms=100, keep_spare=False) as broker:
-            await until(lambda: broker.supervisor._posts and broker.supervisor._posts[0].hung_count, broker.running)
+            await until(lambda: broker.posts and broker.posts[0].hung_count, broker.running)
             mode.write_text("well")
             monkeypatch.setattr(child, "FIRST_ANSWER_SECONDS", 30.0)
-            await until(lambda: all(p.serving and p.child.store_ok for p in broker.supervisor._posts), broker.running)
+            await until(lambda: all(p.serving and p.child.store_ok for p in broker.posts), broker.running)
 
     run(scenario())
 
@@ -265,15 +274,15 @@ def test_a_crash_loop_is_backed_off_reported_and_recovers(tmp_path, monkeypatch,
             endpoint = broker.read_file()["metrics"]
             file.write_text(mode)
             os.kill(broker.pids()[0], signal.SIGKILL)
-            await until(lambda: broker.supervisor._posts[0].restart_count >= 5, broker.running)
+            await until(lambda: broker.posts[0].restart_count >= 5, broker.running)
             for _ in range(20):
                 assert (await broker.order("who"))["index"] == 1
             assert (await broker.order("who"))["adopted"] == [0]
             reasons = await broker.unready_reasons(endpoint)
             assert any("worker 0 is in a crash loop" in reason for reason in reasons)
-            assert word in broker.supervisor._posts[0].trouble or "loads" in broker.supervisor._posts[0].trouble
+            assert word in broker.posts[0].trouble or "loads" in broker.posts[0].trouble
             file.write_text("well")
-            await until(lambda: broker.supervisor._posts[0].serving, broker.running)
+            await until(lambda: broker.posts[0].serving, broker.running)
             assert (await broker.ask(1, "who"))["adopted"] == []
 
     run(scenario())
@@ -357,7 +366,7 @@ def test_a_worker_that_does_not_drain_is_killed_and_the_exit_says_so(tmp_path) -
 
 
 def test_a_second_signal_hurries(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("supervisor.supervisor.HURRIED_DRAIN_SECONDS", 0.05)
+    monkeypatch.setattr("supervisor.draining.HURRIED_DRAIN_SECONDS", 0.05)
 
     async def scenario() -> None:
         broker = Broker(tmp_path, drain_timeout_ms=3_600_000)
