@@ -18,9 +18,6 @@ from kafscale.protocol.error_codes import ErrorCode
 if TYPE_CHECKING:
     from workers.context import Request
 
-# Who a client is before anyone asked it (Kafka's KafkaPrincipal.ANONYMOUS).
-ANONYMOUS: Final = "User:ANONYMOUS"
-
 
 class Operation(IntEnum):
     """Kafka's AclOperation, with its numbers."""

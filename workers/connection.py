@@ -18,17 +18,18 @@ from __future__ import annotations
 import asyncio
 import struct
 from collections import deque
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final, cast
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 from kafscale.errors import ProtocolError
 from kafscale.metrics import BYTES_RECEIVED, BYTES_SENT
+from kafscale.protocol.fetch import FetchResult
 from kafscale.protocol.schema import Buffer
-from workers.authorization import ANONYMOUS
+from workers.caller import ANONYMOUS, Caller
 
 if TYPE_CHECKING:
     from workers.connections import Connections
-    from workers.repeated_produce import RepeatedProduce
+    from workers.listener import Listener
 
 Frame = tuple[bytearray | memoryview, int, int]
 Answer = Buffer | list[Buffer]
@@ -55,31 +56,73 @@ _PAUSED_HELD: Final = 8
 _PAUSED_FOR_GOOD: Final = 16
 
 
-class Pending:
-    """The place of one request's answer in its connection's order. To be answered exactly once.
+class Forwarded(Protocol):
+    """What was made of a connection elsewhere."""
 
-    `on_close` is called, once, if the connection goes away first; nothing need be answered then.
+    def close(self) -> None: ...
+
+
+class Pending:
+    """Where one request's answer goes. To be answered exactly once, or closed.
+
+    `on_close` is called, once, if the client goes away first; nothing need be answered then. `on_hurry` is called if
+    the answer is wanted now, with whatever there is: for a request that waits for more. `wants_results`: a Fetch is
+    answered by `give_results`, not encoded.
     """
 
-    __slots__ = ("_answer", "_close_reason", "_connection", "_is_answered", "_next", "on_close")
+    __slots__ = ("on_close", "on_hurry")
 
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-        self._next: Pending | None = None
-        self._answer: Answer | None = None
-        self._is_answered = False
-        self._close_reason: str | None = None
+    wants_results = False
+
+    def __init__(self) -> None:
         self.on_close: Callable[[], None] | None = None
+        self.on_hurry: Callable[[], None] | None = None
 
     @property
-    def connection(self) -> Connection:
-        return self._connection
+    def caller(self) -> Caller:
+        """Who asked."""
+        raise NotImplementedError
 
     def answer(self, buffers: Answer | None) -> None:
         """Give the bytes of the answer, size and header included; None where the request gets no answer (acks=0).
 
-        They go out once everything before them did. Buffers must stay unchanged until they are written.
+        Buffers must stay unchanged until they are written.
         """
+        raise NotImplementedError
+
+    def close_connection(self, reason: str) -> None:
+        """In place of an answer: close the connection, once everything before it is answered. Counted by `reason`."""
+        raise NotImplementedError
+
+    def give_results(self, results: Sequence[FetchResult]) -> None:
+        """Answer a Fetch of which other workers serve a part. Only where `wants_results`."""
+        raise NotImplementedError
+
+    def report(self, found: int) -> None:
+        """A Fetch that waits for more has found so many bytes. Of interest where others look for the rest."""
+
+
+class OrderedPending(Pending):
+    """The place of a request's answer in its connection's order: it goes out once everything before it did."""
+
+    __slots__ = ("_answer", "_close_reason", "_connection", "_is_answered", "_next", "on_writable")
+
+    def __init__(self, connection: Connection) -> None:
+        self.on_close = None
+        self.on_hurry = None
+        # For an answer in parts: called when the client takes more again.
+        self.on_writable: Callable[[], None] | None = None
+        self._connection = connection
+        self._next: OrderedPending | None = None
+        self._answer: Answer | None = None
+        self._is_answered = False
+        self._close_reason: str | None = None
+
+    @property
+    def caller(self) -> Connection:
+        return self._connection
+
+    def answer(self, buffers: Answer | None) -> None:
         assert not self._is_answered, "a request was answered twice"
         self._is_answered = True
         self._answer = buffers
@@ -88,12 +131,21 @@ class Pending:
             connection.emit()
 
     def close_connection(self, reason: str) -> None:
-        """In place of an answer: close the connection, once everything before it is answered. Counted by `reason`."""
         self._close_reason = reason
         self.answer(None)
 
+    @property
+    def is_first(self) -> bool:
+        """Whether everything before it is answered, so that it may be answered in parts."""
+        return self._connection.head is self
 
-class Connection(asyncio.BufferedProtocol):
+    def answer_part(self, buffer: Buffer) -> None:
+        """Give some bytes of the answer, while `is_first`; `answer` ends it with the last."""
+        assert self._connection.head is self and not self._is_answered
+        self._connection.emit_part(buffer)
+
+
+class Connection(Caller, asyncio.BufferedProtocol):
     """The state of one connection. Methods with asyncio's names are called by the transport."""
 
     __slots__ = (
@@ -111,23 +163,21 @@ class Connection(asyncio.BufferedProtocol):
         "_transport",
         "_waiting",
         "_waiting_bytes",
-        "client_host",
+        "forwarded",
         "frame_began",
         "head",
         "is_closed",
         "is_dirty",
         "last_active",
-        "principal",
-        "repeated_produce",
     )
 
-    def __init__(self, shared: Connections) -> None:
+    def __init__(self, shared: Connections, listener: Listener | None = None) -> None:
+        listener = listener or shared.listener
+        Caller.__init__(self, listener, "", ANONYMOUS, forwards=listener.is_shared)
         self._shared = shared
         self._transport: asyncio.Transport | None = None
-        self.client_host = ""
-        self.principal = ANONYMOUS
-        # How to serve a Produce that is like the last one; None until there is one.
-        self.repeated_produce: RepeatedProduce | None = None
+        # What other workers know of it, if anything was passed on; to be closed with it.
+        self.forwarded: Forwarded | None = None
         self.is_closed = False
         # Coarse times, in seconds of the shared clock.
         self.last_active = shared.now
@@ -138,8 +188,8 @@ class Connection(asyncio.BufferedProtocol):
         self._filled = 0
         self._had_large = False
         # Requests begun and not answered, in order; whether the one there is keeps all others waiting.
-        self.head: Pending | None = None
-        self._tail: Pending | None = None
+        self.head: OrderedPending | None = None
+        self._tail: OrderedPending | None = None
         self._in_flight = 0
         self._is_exclusive = False
         # Requests received and not begun.
@@ -203,6 +253,8 @@ class Connection(asyncio.BufferedProtocol):
     def resume_writing(self) -> None:
         self.last_active = self._shared.now
         self._resume(_PAUSED_WRITING)
+        if self.head is not None and self.head.on_writable is not None:
+            self.head.on_writable()
         self.begin_waiting()
 
     # -- from bytes to frames ----------------------------------------------------------------------------------------
@@ -375,7 +427,7 @@ class Connection(asyncio.BufferedProtocol):
         return True
 
     def _begin(self, buffer: bytearray | memoryview, start: int, end: int, is_produce: bool) -> None:
-        pending = Pending(self)
+        pending = OrderedPending(self)
         if self._tail is None:
             self.head = pending
         else:
@@ -436,6 +488,10 @@ class Connection(asyncio.BufferedProtocol):
         ):
             self._resume(_PAUSED_WAITING)
 
+    def hold_back(self) -> None:
+        """Read no more until `release_held`: what was received waits for something."""
+        self._pause(_PAUSED_HELD)
+
     def release_held(self) -> None:
         """Produce requests may begin again."""
         self._resume(_PAUSED_HELD)
@@ -480,6 +536,19 @@ class Connection(asyncio.BufferedProtocol):
             self.begin_waiting()
         elif self._paused & _PAUSED_WAITING:
             self._read_on()
+
+    def emit_part(self, buffer: Buffer) -> None:
+        """Send some bytes of the first answer."""
+        if self._out is None:
+            self._out = []
+        self._out.append(buffer)
+        if not self.is_dirty:
+            self._shared.mark_dirty(self)
+
+    @property
+    def is_congested(self) -> bool:
+        """Whether the client takes less than it was sent."""
+        return self._paused & _PAUSED_WRITING != 0
 
     def flush(self) -> None:
         """Hand the answers to the transport, in one call."""
@@ -545,6 +614,9 @@ class Connection(asyncio.BufferedProtocol):
                 pending.on_close()
             pending.on_close = None
             pending = pending._next
+        if self.forwarded is not None:
+            self.forwarded.close()
+            self.forwarded = None
 
     def _pause(self, why: int) -> None:
         if not self._paused and self._transport is not None and not self.is_closed:

@@ -16,7 +16,9 @@ from kafscale.clock import Clock, Timer
 from kafscale.config import Settings
 from kafscale.logs import RateLimited
 from kafscale.metrics import CONNECTIONS_ACCEPTED, CONNECTIONS_CLOSED, CONNECTIONS_OPEN, MetricsBlock
+from workers.caller import Caller
 from workers.connection import BEGUN_PER_TURN_MAX, SMALL_FRAME_BYTES, Connection, Pending
+from workers.listener import Listener
 from workers.slabs import SlabPool
 
 CallSoon = Callable[[Callable[[], None]], object]
@@ -53,16 +55,30 @@ class Dispatch(Protocol):
     """
 
     def __call__(
-        self, connection: Connection, buffer: bytearray | memoryview, start: int, end: int, pending: Pending
+        self, connection: Caller, buffer: bytearray | memoryview, start: int, end: int, pending: Pending
     ) -> None: ...
+
+
+class Holdable(Protocol):
+    """What may have Produce requests that are not begun."""
+
+    def release_held(self) -> None: ...
 
 
 class Connections:
     """All client connections of a worker. Call it for a new one's protocol; `start` before the first."""
 
     def __init__(
-        self, settings: Settings, clock: Clock, slabs: SlabPool, metrics: MetricsBlock, dispatch: Dispatch
+        self,
+        settings: Settings,
+        clock: Clock,
+        slabs: SlabPool,
+        metrics: MetricsBlock,
+        dispatch: Dispatch,
+        listener: Listener | None = None,
     ) -> None:
+        """`listener`: that of the connections made by calling this; without one, an ordinary one."""
+        self.listener = listener or Listener("clients")
         self.slabs = slabs
         self.dispatch = dispatch
         self.cells = metrics.cells
@@ -90,7 +106,7 @@ class Connections:
         self._all: dict[Connection, None] = {}
         self._receiving: dict[Connection, None] = {}
         self._starved: dict[Connection, None] = {}
-        self._held: dict[Connection, None] = {}
+        self._held: dict[Holdable, None] = {}
         self._round: list[Connection] = []
         self._dirty: list[Connection] = []
         self._is_flush_due = False
@@ -225,8 +241,13 @@ class Connections:
             del self._held[connection]
             connection.release_held()
 
-    def hold(self, connection: Connection) -> None:
+    def hold(self, connection: Holdable) -> None:
+        """Call its `release_held` when Produce requests are begun again."""
         self._held[connection] = None
+
+    def forget_held(self, connection: Holdable) -> None:
+        """Undo `hold`."""
+        self._held.pop(connection, None)
 
     def starve(self, connection: Connection) -> None:
         """Give the connection memory for its frame as soon as there is some."""

@@ -23,9 +23,11 @@ from kafscale.protocol.error_codes import ErrorCode
 from kafscale.protocol.headers import RequestHeader, parse_request_header
 from kafscale.protocol.schema import Buffer, Message
 from workers.authorization import REQUIREMENTS, Authorizer, Open, Requirement
-from workers.connection import Connection, Pending
+from workers.caller import Caller
+from workers.connection import Pending
 from workers.context import Context, Request
 from workers.errors import Failed, code_of, deserves_stack_trace, error_codes_in, top_level_failure
+from workers.listener import Listener
 
 log = logging.getLogger(__name__)
 
@@ -115,7 +117,7 @@ class Dispatcher:
         self._surprises = RateLimited(context.clock, SURPRISE_INTERVAL_SECONDS)
 
     def __call__(
-        self, connection: Connection, buffer: bytearray | memoryview, start: int, end: int, pending: Pending
+        self, connection: Caller, buffer: bytearray | memoryview, start: int, end: int, pending: Pending
     ) -> None:
         """Serve one request. ProtocolError where the connection must be closed; all else is told to the client."""
         context = self._context
@@ -135,7 +137,7 @@ class Dispatcher:
             self._refuse_version(row, header, pending)
             return
         self._cells[row.requests] += 1
-        request = Request(header, connection.client_host, connection.principal)
+        request = Request(header, connection.client_host, connection.principal, connection.listener)
         requirement = row.requirement
         is_allowed = isinstance(requirement, Open) or (
             requirement is not None and self._authorizer.allows(request, requirement)
@@ -180,7 +182,13 @@ class Dispatcher:
         header = request.header
         key = None
         if handler.is_repeatable and is_allowed and end - position <= REPEATABLE_REQUEST_BYTES_MAX:
-            key = (header.api_key, header.api_version, request.principal, bytes(buffer[position:end]))
+            key = (
+                header.api_key,
+                header.api_version,
+                request.principal,
+                request.listener,
+                bytes(buffer[position:end]),
+            )
             kept = self._repeats.get(key)
             if kept is not None:
                 pending.answer([_SIZE_AND_CORRELATION.pack(len(kept) + 4, header.correlation_id), kept])
@@ -264,6 +272,10 @@ def _denial(row: _Row) -> Invalid:
     return Invalid(code, "not authorized")
 
 
+# API, version, principal, listener, body.
+_Repeatable = tuple[int, int, str, Listener, bytes]
+
+
 class _RepeatedAnswers:
     """Encoded answers by request, less size and correlation id. Forgotten when the cluster's state or nodes change."""
 
@@ -271,10 +283,10 @@ class _RepeatedAnswers:
         self._cluster = context.cluster
         self._state: object = None
         self._nodes: object = None
-        self._answers: dict[tuple[int, int, str, bytes], bytes] = {}
+        self._answers: dict[_Repeatable, bytes] = {}
         self._size = 0
 
-    def get(self, key: tuple[int, int, str, bytes]) -> bytes | None:
+    def get(self, key: _Repeatable) -> bytes | None:
         if self._cluster.state is not self._state or self._cluster.nodes is not self._nodes:
             self._state = self._cluster.state
             self._nodes = self._cluster.nodes
@@ -282,9 +294,9 @@ class _RepeatedAnswers:
             self._size = 0
         return self._answers.get(key)
 
-    def keep(self, key: tuple[int, int, str, bytes], encoded: list[Buffer]) -> None:
+    def keep(self, key: _Repeatable, encoded: list[Buffer]) -> None:
         answer = b"".join(encoded)[_SIZE_AND_CORRELATION.size :]
-        size = len(answer) + len(key[3]) + 200
+        size = len(answer) + len(key[4]) + 200
         if size > REPEATABLE_BYTES_MAX:
             return
         if self._size + size > REPEATABLE_BYTES_MAX:

@@ -13,6 +13,7 @@ from kafscale.coordination.cluster import Assignment, Topic
 from kafscale.protocol.error_codes import ErrorCode
 from kafscale.storage.partition import PartitionLog
 from workers.context import Context
+from workers.listener import Listener
 
 
 def served_partition(
@@ -42,11 +43,13 @@ def served_partition(
     return ErrorCode.NOT_LEADER_OR_FOLLOWER
 
 
-def why_not_served(context: Context, name: str | bytes, index: int) -> tuple[int, tuple[int, int] | None]:
+def why_not_served(
+    context: Context, listener: Listener, name: str | bytes, index: int
+) -> tuple[int, tuple[int, int] | None]:
     """For Produce and Fetch: the error code for a partition that is not served here, and its leader (node id, epoch)
-    where that is another (KIP-951)."""
+    where that is another (KIP-951) and the client, who came by `listener`, knows it as a node."""
     found = served_partition(context, name, index)
-    if found is not ErrorCode.NOT_LEADER_OR_FOLLOWER:
+    if found is not ErrorCode.NOT_LEADER_OR_FOLLOWER or listener.is_shared:
         return found if isinstance(found, ErrorCode) else ErrorCode.NOT_LEADER_OR_FOLLOWER, None
     leader = _leader(context, name, index)
     return found, None if leader is None or leader.node_id == context.cluster.node_id else (

@@ -17,7 +17,6 @@ from kafscale.protocol.messages.describe_cluster import (
 )
 from workers.authorization import NOT_ASKED_FOR, SUPPORTED_OPERATIONS, ResourceType
 from workers.context import Context, Request
-from workers.handlers.metadata import controller_of
 
 BROKERS: Final = 1
 CONTROLLERS: Final = 2
@@ -32,10 +31,10 @@ def handle(context: Context, request: Request, message: DescribeClusterRequest) 
     asked = message.include_cluster_authorized_operations
     return DescribeClusterResponse(
         cluster_id=cluster.state.cluster_id,
-        controller_id=controller_of(cluster),
+        controller_id=request.listener.controller(cluster),
         brokers=[
             DescribeClusterBroker(broker_id=node.node_id, host=node.host, port=node.port, rack=node.rack)
-            for _, node in sorted(cluster.nodes.items())
+            for node in request.listener.nodes(cluster)
         ],
         cluster_authorized_operations=SUPPORTED_OPERATIONS[ResourceType.CLUSTER] if asked else NOT_ASKED_FOR,
     )

@@ -97,10 +97,15 @@ class WaitingFetch:
             task = asyncio.get_running_loop().create_task(self._read_cold(results, cold, total))
             self._context.tasks.add(task)
             task.add_done_callback(self._context.tasks.discard)
-        elif is_last or is_urgent or self._view.max_wait_ms <= 0 or self._is_enough(total):
+        elif (
+            is_last
+            or is_urgent
+            or self._view.max_wait_ms <= 0
+            or (available := self._available(total)) >= self._min_bytes
+        ):
             self._answer(results)
         else:
-            self._wait(total)
+            self._wait(available)
 
     def _read_memory(self, wanted: FetchPartition, total: int) -> FetchResult | None:
         """The answer for one partition, from memory; None if that takes the store. `total`: bytes found so far."""
@@ -108,13 +113,14 @@ class WaitingFetch:
         context = self._context
         partition = context.ownership.partition(topic, index)
         if partition is None:
-            code, leader = why_not_served(context, topic, index)
+            code, leader = why_not_served(context, self._request.listener, topic, index)
             return _empty(wanted, code, leader)
         high_watermark = partition.high_watermark
         if leader_epoch >= 0 and leader_epoch != partition.leader_epoch:
             is_old = leader_epoch < partition.leader_epoch
             code = ErrorCode.FENCED_LEADER_EPOCH if is_old else ErrorCode.UNKNOWN_LEADER_EPOCH
-            return _empty(wanted, code, (context.cluster.node_id, partition.leader_epoch))
+            is_shared = self._request.listener.is_shared
+            return _empty(wanted, code, None if is_shared else (context.cluster.node_id, partition.leader_epoch))
         if offset > high_watermark:
             return None
         if offset < partition.log_start_offset:
@@ -136,30 +142,34 @@ class WaitingFetch:
         context.metrics.cells[CACHE_HIT_BYTES] += length
         return _found(wanted, partition, pieces, length)
 
-    def _is_enough(self, found: int) -> bool:
-        """Whether min_bytes are there. Not only those found: batches are sent whole, and where the next one is too
-        large for a limit, or must be read back, nothing is gained by waiting. Kafka compares so too."""
+    def _available(self, found: int) -> int:
+        """The bytes to compare with min_bytes. Not only those found: batches are sent whole, and where the next one is
+        too large for a limit, or must be read back, nothing is gained by waiting. Kafka compares so too."""
         if found == 0 or found >= self._min_bytes:
-            return found >= self._min_bytes
+            return found
         available = 0
         for topic, index, _, offset, _, _, partition_max_bytes in self._view.partitions:
             partition = self._context.ownership.partition(topic, index)
             if partition is not None and partition.log_start_offset <= offset < partition.high_watermark:
                 available += min(partition_max_bytes, _bytes_from(partition, offset, partition_max_bytes))
-        return available >= self._min_bytes
+        return available
 
     # Waiting
 
-    def _wait(self, found: int) -> None:
-        self._added = found
+    def _wait(self, available: int) -> None:
+        pending = self._pending
+        assert pending is not None
+        self._added = available
+        if available:
+            pending.report(available)
         if self._timer is not None:
             return
         view = self._view
         context = self._context
         remaining = self._arrived + view.max_wait_ms / 1000 - context.clock.monotonic()
         self._timer = context.clock.call_later(max(remaining, 0.0), self._timed_out)
-        assert self._pending is not None
-        self._pending.on_close = self._abandon
+        pending.on_close = self._abandon
+        pending.on_hurry = self._timed_out
         for topic, index, *_ in view.partitions:
             partition = context.ownership.partition(topic, index)
             if partition is not None:
@@ -168,8 +178,12 @@ class WaitingFetch:
 
     def _woken(self, added: int) -> None:
         self._added += added
-        if self._added >= self._min_bytes and self._pending is not None:
+        if self._pending is None:
+            return
+        if self._added >= self._min_bytes:
             self.attempt()
+        else:
+            self._pending.report(self._added)
 
     def _timed_out(self) -> None:
         if self._pending is not None:
@@ -183,6 +197,8 @@ class WaitingFetch:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+            if self._pending is not None:
+                self._pending.on_hurry = None
             for partition in self._partitions:
                 partition.waiters.pop(self._woken, None)
             self._partitions = []
@@ -234,7 +250,7 @@ class WaitingFetch:
         for _ in range(COLD_READ_TRIES):
             partition = context.ownership.partition(topic, index)
             if partition is None:
-                code, leader = why_not_served(context, topic, index)
+                code, leader = why_not_served(context, self._request.listener, topic, index)
                 return _empty(wanted, code, leader)
             if offset > partition.high_watermark:
                 # We may have been replaced without knowing it, and the record be there: ask before saying it is not.
@@ -302,6 +318,9 @@ class WaitingFetch:
         FETCH_LATENCY.observe(cells, int((context.clock.monotonic() - self._arrived) * 1e6))
         nodes = leader_addresses(context, results, 6) if failed and header.api_version >= FIRST_WITH_NODES else ()
         pending.on_close = None
+        if pending.wants_results:
+            pending.give_results(results)
+            return
         pending.answer(encode_fetch_response(header.api_version, header.correlation_id, 0, 0, results, nodes=nodes))
 
 

@@ -29,8 +29,9 @@ _NO_NODE: Final = (-1, "", -1)
 def handle(context: Context, request: Request, message: FindCoordinatorRequest) -> FindCoordinatorResponse:
     if request.header.api_version >= FIRST_WITH_KEYS:
         keys = message.coordinator_keys
-        return FindCoordinatorResponse(coordinators=[_find(context, message.key_type, key) for key in keys])
-    found = _find(context, message.key_type, message.key)
+        found_of = [_find(context, request, message.key_type, key) for key in keys]
+        return FindCoordinatorResponse(coordinators=found_of)
+    found = _find(context, request, message.key_type, message.key)
     return FindCoordinatorResponse(
         error_code=found.error_code,
         error_message=found.error_message,
@@ -53,12 +54,12 @@ def failed(message: FindCoordinatorRequest, code: int, text: str) -> FindCoordin
     )
 
 
-def _find(context: Context, key_type: int, key: str) -> Coordinator:
+def _find(context: Context, request: Request, key_type: int, key: str) -> Coordinator:
     try:
         if key_type != GROUP:
             raise Invalid(ErrorCode.INVALID_REQUEST, _NOT_SERVED.get(key_type, f"there is no key type {key_type}"))
         assignment = context.groups.coordinator(key)
-        node = None if assignment is None else context.cluster.nodes.get(assignment.node_id)
+        node = None if assignment is None else request.listener.address(context.cluster, assignment.node_id)
         if node is None:
             raise Retry(ErrorCode.COORDINATOR_NOT_AVAILABLE, f"nobody coordinates group {key!r} at the moment")
     except KafscaleError as error:

@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
+from kafscale.control import NodeAddress
 from kafscale.coordination.cluster import INTERNAL_TOPICS, OFFSETS_TOPIC, Topic, slot_of, topic_name_error
 from kafscale.coordination.commands import CreateTopic
 from kafscale.errors import Invalid, Retry
@@ -28,6 +29,7 @@ from kafscale.protocol.messages.metadata import (
 from kafscale.protocol.schema import ZERO_UUID
 from workers.authorization import NOT_ASKED_FOR, SUPPORTED_OPERATIONS, ResourceType
 from workers.context import ClusterView, Context, Request
+from workers.listener import Listener
 
 # Topics that one request may have created; the client asks again for the rest.
 AUTO_CREATE_MAX: Final = 100
@@ -50,11 +52,13 @@ def handle(
             names = dict.fromkeys(t.name for t in message.topics if t.name is not None and t.topic_id == ZERO_UUID)
             missing = [name for name in names if name not in known and topic_name_error(name) is None]
             if missing:
-                return _create_and_answer(context, message, missing)
-    return _answer(context, message, {})
+                return _create_and_answer(context, request, message, missing)
+    return _answer(context, request, message, {})
 
 
-async def _create_and_answer(context: Context, message: MetadataRequest, missing: list[str]) -> MetadataResponse:
+async def _create_and_answer(
+    context: Context, request: Request, message: MetadataRequest, missing: list[str]
+) -> MetadataResponse:
     """Create the topics, then answer."""
     now, later = missing[:AUTO_CREATE_MAX], missing[AUTO_CREATE_MAX:]
     errors: dict[str, int] = dict.fromkeys(later, ErrorCode.LEADER_NOT_AVAILABLE)
@@ -68,7 +72,7 @@ async def _create_and_answer(context: Context, message: MetadataRequest, missing
             # Another client may have been quicker.
             taken = result.error_code in (ErrorCode.NONE, ErrorCode.TOPIC_ALREADY_EXISTS)
             errors[name] = ErrorCode.LEADER_NOT_AVAILABLE if taken else result.error_code
-    return _answer(context, message, errors)
+    return _answer(context, request, message, errors)
 
 
 def _partitions_of_new(context: Context, name: str) -> int:
@@ -85,9 +89,10 @@ def failed(message: MetadataRequest, code: int, text: str) -> MetadataResponse:
     return MetadataResponse(error_code=code, topics=topics)
 
 
-def _answer(context: Context, message: MetadataRequest, errors: dict[str, int]) -> MetadataResponse:
+def _answer(context: Context, request: Request, message: MetadataRequest, errors: dict[str, int]) -> MetadataResponse:
     cluster = context.cluster
-    leaders = _Leaders(cluster)
+    listener = request.listener
+    leaders = _Leaders(cluster, listener)
     operations = (
         SUPPORTED_OPERATIONS[ResourceType.TOPIC] if message.include_topic_authorized_operations else NOT_ASKED_FOR
     )
@@ -102,9 +107,9 @@ def _answer(context: Context, message: MetadataRequest, errors: dict[str, int]) 
             else:
                 topics.append(_missing(name, topic_id, errors))
     return MetadataResponse(
-        brokers=_brokers(cluster),
+        brokers=_brokers(listener.nodes(cluster)),
         cluster_id=cluster.state.cluster_id,
-        controller_id=controller_of(cluster),
+        controller_id=listener.controller(cluster),
         topics=topics,
         cluster_authorized_operations=(
             SUPPORTED_OPERATIONS[ResourceType.CLUSTER]
@@ -122,16 +127,10 @@ def _missing(name: str | None, topic_id: bytes, errors: dict[str, int]) -> Metad
     return MetadataResponseTopic(error_code=errors.get(name, ErrorCode.UNKNOWN_TOPIC_OR_PARTITION), name=name)
 
 
-def _brokers(cluster: ClusterView) -> list[MetadataResponseBroker]:
+def _brokers(nodes: list[NodeAddress]) -> list[MetadataResponseBroker]:
     return [
-        MetadataResponseBroker(node_id=node.node_id, host=node.host, port=node.port, rack=node.rack)
-        for _, node in sorted(cluster.nodes.items())
+        MetadataResponseBroker(node_id=node.node_id, host=node.host, port=node.port, rack=node.rack) for node in nodes
     ]
-
-
-def controller_of(cluster: ClusterView) -> int:
-    """The node to send admin requests to: this one, or any that is alive; -1 if none is."""
-    return cluster.node_id if cluster.node_id in cluster.nodes else min(cluster.nodes, default=-1)
 
 
 class _Leader(NamedTuple):
@@ -148,8 +147,9 @@ class _Leader(NamedTuple):
 class _Leaders:
     """Who leads, by slot: looked up once for each slot, as an answer may name many thousand partitions."""
 
-    def __init__(self, cluster: ClusterView) -> None:
+    def __init__(self, cluster: ClusterView, listener: Listener) -> None:
         self._cluster = cluster
+        self._listener = listener
         self._by_slot: dict[int, _Leader] = {}
 
     def described(self, topic: Topic, operations: int) -> MetadataResponseTopic:
@@ -182,10 +182,10 @@ class _Leaders:
         if owner is None:
             found = _Leader(ErrorCode.LEADER_NOT_AVAILABLE, -1, -1, (), (), ())
         elif owner.node_id not in self._cluster.nodes:
-            node = (owner.node_id,)
+            node = (self._listener.told(owner.node_id),)
             found = _Leader(ErrorCode.LEADER_NOT_AVAILABLE, -1, owner.epoch, node, (), node)
         else:
-            node = (owner.node_id,)
-            found = _Leader(ErrorCode.NONE, owner.node_id, owner.epoch, node, node, ())
+            node = (self._listener.told(owner.node_id),)
+            found = _Leader(ErrorCode.NONE, node[0], owner.epoch, node, node, ())
         self._by_slot[slot] = found
         return found

@@ -48,7 +48,7 @@ def handle(
     for topic, index, records in view.partitions:
         partition = find(topic, index)
         if partition is None or records is None or refusal is not None:
-            results.append(_refused(context, topic, index, records, refusal))
+            results.append(_refused(context, request, topic, index, records, refusal))
             failed = True
             continue
         try:
@@ -81,7 +81,7 @@ def handle(
     )
     flush.answers.append(waiting.complete)
     if len(results) == 1 and not failed and isinstance(buffer, bytearray):
-        pending.connection.repeated_produce = RepeatedProduce.learn(context, request, view, buffer, start, end)
+        pending.caller.repeated_produce = RepeatedProduce.learn(context, request, view, buffer, start, end)
 
 
 def _append(
@@ -130,14 +130,19 @@ def _refusal(acks: int, transactional_id: str | None) -> tuple[int, str] | None:
 
 
 def _refused(
-    context: Context, topic: str | bytes, index: int, records: memoryview | None, refusal: tuple[int, str] | None
+    context: Context,
+    request: Request,
+    topic: str | bytes,
+    index: int,
+    records: memoryview | None,
+    refusal: tuple[int, str] | None,
 ) -> ProduceResult:
     if refusal is not None:
         code, message = refusal
         return topic, index, code, -1, -1, -1, message, None
     if records is None and context.ownership.partition(topic, index) is not None:
         return topic, index, ErrorCode.INVALID_RECORD, -1, -1, -1, "no record batch for the partition", None
-    code, leader = why_not_served(context, topic, index)
+    code, leader = why_not_served(context, request.listener, topic, index)
     return topic, index, code, -1, -1, -1, None, leader
 
 

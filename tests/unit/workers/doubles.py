@@ -12,6 +12,7 @@ from kafscale.config import Settings
 from kafscale.metrics import MetricsBlock
 from workers.connection import Connection
 from workers.connections import Connections, Dispatch
+from workers.listener import Listener
 from workers.slabs import SlabPool
 
 
@@ -129,12 +130,18 @@ class FakeTransport:
 class Bench:
     """Connections with everything around them; `dispatch` is the test's."""
 
-    def __init__(self, dispatch: Dispatch, settings: Settings | None = None, slabs: SlabPool | None = None) -> None:
+    def __init__(
+        self,
+        dispatch: Dispatch,
+        settings: Settings | None = None,
+        slabs: SlabPool | None = None,
+        listener: Listener | None = None,
+    ) -> None:
         self.clock = ManualClock()
         self.metrics = MetricsBlock.in_memory()
         self.slabs = slabs or SlabPool(1 << 20, 1 << 24)
         self._soon: list[Callable[[], None]] = []
-        self.connections = Connections(settings or Settings(), self.clock, self.slabs, self.metrics, dispatch)
+        self.connections = Connections(settings or Settings(), self.clock, self.slabs, self.metrics, dispatch, listener)
         self.connections.start(self._soon.append)
 
     def connect(self, host: str = "10.1.2.3") -> FakeTransport:

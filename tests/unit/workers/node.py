@@ -34,6 +34,7 @@ from workers.apis import handlers
 from workers.authorization import AllowAll, Authorizer
 from workers.context import ClusterView
 from workers.dispatch import AnyHandler, Dispatcher
+from workers.listener import Listener
 from workers.producer_ids import ProducerIds
 
 NODE_ID = 0
@@ -96,6 +97,7 @@ class Node:
         settings: Settings | None = None,
         authorizer: Authorizer | None = None,
         served: list[AnyHandler] | None = None,
+        listener: Listener | None = None,
     ) -> None:
         self.settings = settings or Settings()
         self.is_controller_silent = False
@@ -108,7 +110,7 @@ class Node:
         self.ownership = Partitions(self.settings)
         self.lease = Lease()
         dispatch: Any = lambda *frame: self.dispatcher(*frame)  # noqa: E731 - the bench comes first
-        self.bench = Bench(dispatch, self.settings)
+        self.bench = Bench(dispatch, self.settings, listener=listener)
         self.clock = self.bench.clock
         self.admin = Admin(self.clock, self._decide)
         store = MemoryStore(self.clock)

@@ -36,10 +36,12 @@ from kafscale.storage.tail_cache import TailCache
 from kafscale.storage.worker_log import WorkerLog
 from workers.apis import handlers
 from workers.authorization import AllowAll, Authorizer
+from workers.caller import ANONYMOUS, Caller
 from workers.context import ClusterView
 from workers.dispatch import Dispatcher
 from workers.groups import Groups
 from workers.lease import Lease
+from workers.listener import Listener
 
 HERE, ELSEWHERE = 0, 1
 SLOTS = 8
@@ -97,6 +99,7 @@ class GroupNode:
         authorizer: Authorizer | None = None,
     ) -> None:
         self.settings = settings or Settings(group_initial_rebalance_delay_ms=0)
+        self.listener = Listener("clients")
         clock = SystemClock()
         slots = [[Assignment(3, slot % 2, f"{slot % 2:032x}")] for slot in range(SLOTS)]
         topics = {topic.name: topic for topic in (OFFSETS, FLIGHTS, PLANES)}
@@ -156,7 +159,7 @@ class GroupNode:
         correlation_id = next(self._correlation_ids)
         frame = bytearray(b"".join(encode_request(api, version, correlation_id, client_id, message)))
         pending: Any = _Pending()
-        connection: Any = SimpleNamespace(repeated_produce=None, client_host=CLIENT_HOST, principal="User:ANONYMOUS")
+        connection = Caller(self.listener, CLIENT_HOST, ANONYMOUS, forwards=False)
         self.dispatcher(connection, frame, 4, len(frame), pending)
         # The receive buffer is used again at once.
         frame[:] = bytes(len(frame))

@@ -1,0 +1,31 @@
+"""Who asks: what dispatch and handlers know of a client's connection, be it one to this worker or one to another worker
+that passes the client's requests on.
+
+A `Caller` has no bytes and no socket. Who makes one vouches for what it says: a connection for what it has seen itself,
+a link to another worker for what that one has proven its right to say.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from workers.listener import Listener
+    from workers.repeated_produce import RepeatedProduce
+
+# Who a client is before anyone asked it (Kafka's KafkaPrincipal.ANONYMOUS).
+ANONYMOUS: Final = "User:ANONYMOUS"
+
+
+class Caller:
+    """`listener`: the address that the client came to. `forwards`: whether requests that concern other workers are
+    passed on to them. `repeated_produce`: how to serve a Produce that is like the last one; None until there is one."""
+
+    __slots__ = ("client_host", "forwards", "listener", "principal", "repeated_produce")
+
+    def __init__(self, listener: Listener, client_host: str, principal: str, *, forwards: bool) -> None:
+        self.listener = listener
+        self.forwards = forwards
+        self.client_host = client_host
+        self.principal = principal
+        self.repeated_produce: RepeatedProduce | None = None

@@ -1,0 +1,52 @@
+"""A listening address as its clients see the cluster through it: which nodes there are, and who leads what.
+
+Clients of an ordinary listener are told of every worker at an address of its own, and of the leaders by their node ids.
+Clients of a *shared* listener reach all workers at one address, so they are told of one node, which leads and
+coordinates everything, and whoever receives a request passes it on to its owner. One node and not many at one address,
+since there are clients that take nodes of the same host and port for one and the same. Immutable; knows no socket.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from kafscale.config import Endpoint
+from kafscale.control import NodeAddress
+
+if TYPE_CHECKING:
+    from workers.context import ClusterView
+
+# The number of the one node that clients of a shared listener know.
+ONE_NODE_ID: Final = 0
+
+
+class Listener:
+    """`shared_at`: the address in front of all workers, or None where every worker is reached at its own."""
+
+    __slots__ = ("_one", "is_shared", "name")
+
+    def __init__(self, name: str, shared_at: Endpoint | None = None) -> None:
+        self.name = name
+        self.is_shared = shared_at is not None
+        self._one = None if shared_at is None else NodeAddress(ONE_NODE_ID, shared_at.host, shared_at.port)
+
+    def nodes(self, cluster: ClusterView) -> list[NodeAddress]:
+        """The nodes that clients are told of, by number."""
+        if self._one is not None:
+            return [self._one]
+        return [node for _, node in sorted(cluster.nodes.items())]
+
+    def told(self, node_id: int) -> int:
+        """The number under which clients know a node."""
+        return node_id if self._one is None else ONE_NODE_ID
+
+    def address(self, cluster: ClusterView, node_id: int) -> NodeAddress | None:
+        """Where clients reach a node; None while it is not alive."""
+        node = cluster.nodes.get(node_id)
+        return node if self._one is None or node is None else self._one
+
+    def controller(self, cluster: ClusterView) -> int:
+        """The node to send admin requests to: the one that answers, or any that is alive; -1 if none is."""
+        if self._one is not None:
+            return ONE_NODE_ID
+        return cluster.node_id if cluster.node_id in cluster.nodes else min(cluster.nodes, default=-1)
