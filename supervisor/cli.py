@@ -22,12 +22,21 @@ COMMANDS = {
     "serve": "run the broker in the foreground",
     "config": "print every setting, its value and where it came from (--json; --markdown prints the manual)",
     "recover": "read the bucket and say what a start would bring up; changes nothing",
+    "verify": "read the bucket and report what is missing, corrupt, unreferenced or out of place (--quick, --strict)",
     "version": "print the version",
 }
 
-_USAGE = "kafscale [serve|config|recover|version] [flags]"
+_USAGE = "kafscale [serve|config|recover|verify|version] [flags]"
 
-_OTHER_FLAGS = ("--help", "--version", "--json", "--markdown")
+# Flags that say what a command does, and the commands they belong to.
+_COMMAND_FLAGS = {
+    "json": ("config", "verify"),
+    "markdown": ("config",),
+    "quick": ("verify",),
+    "deep": ("verify",),
+    "strict": ("verify",),
+}
+_OTHER_FLAGS = ("--help", "--version", *(f"--{name}" for name in _COMMAND_FLAGS))
 
 Serve = Callable[[Resolved], int]
 
@@ -65,9 +74,11 @@ def _run(arguments: Sequence[str], environ: Mapping[str, str], serve: Serve) -> 
         return 0
     if command is None:
         raise UsageError(f"no command given; say one of {', '.join(COMMANDS)}, or --help")
-    for name in ("json", "markdown"):
-        if getattr(given, name) and command != "config":
-            raise UsageError(f"--{name} belongs to the command config")
+    for name, commands in _COMMAND_FLAGS.items():
+        if getattr(given, name) and command not in commands:
+            raise UsageError(f"--{name} belongs to the command {' and '.join(commands)}")
+    if given.quick and given.deep:
+        raise UsageError("--quick and --deep exclude each other; what is quick is not deep")
     if given.markdown:
         return _print_markdown()
     flags = {d.name: text for d in DECLARATIONS if (text := getattr(given, d.name, None)) is not None}
@@ -78,6 +89,11 @@ def _run(arguments: Sequence[str], environ: Mapping[str, str], serve: Serve) -> 
         from supervisor import recover
 
         return recover.run(resolved.settings)
+    if command == "verify":
+        from supervisor import verify
+
+        options = verify.Options(quick=given.quick, strict=given.strict, as_json=given.json)
+        return verify.run(resolved.settings, options)
     return serve(resolved) if command == "serve" else _print_settings(resolved, as_json=given.json)
 
 
@@ -142,8 +158,8 @@ def _parser() -> _Parser:
     )
     parser.add_argument("-h", "--help", action="store_true", help="print this")
     parser.add_argument("--version", action="store_true", help="print the version")
-    parser.add_argument("--json", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--markdown", action="store_true", help=argparse.SUPPRESS)
+    for name in _COMMAND_FLAGS:
+        parser.add_argument(f"--{name}", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument(CONFIG_FLAG, metavar="FILE", help=f"TOML file of settings (variable: {CONFIG_VARIABLE})")
     group: argparse._ArgumentGroup | None = None
     for declaration in DECLARATIONS:

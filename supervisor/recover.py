@@ -2,45 +2,54 @@
 
 Nothing has to be recovered by hand: the bucket is where every decision lives, and a start reads it by itself. This
 shows what is there before anybody starts. It reads only, of a running cluster too: it seals no log and takes no lock.
-What is asked of the store is the cluster log back to its last snapshot, and the logs that slots name from their newest
-checkpoint on.
+What is asked of the store is the cluster log back to its last snapshot, the logs that slots name from their newest
+checkpoint on, the slots' manifests, and those records of `__consumer_offsets` that are newer.
+
+Whatever else the catalogue comes to hold is shown by one more function in `SECTIONS`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
-import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 
-from kafscale.clock import SystemClock
+from kafscale.clock import Clock, SystemClock
 from kafscale.config import Settings
-from kafscale.coordination.assignment import named_logs
-from kafscale.coordination.cluster import ClusterState
-from kafscale.errors import Corrupt, StartError
+from kafscale.coordination.cluster import OFFSETS_TOPIC, ClusterState
+from kafscale.coordination.groups.events import GroupConfig
+from kafscale.coordination.groups.shard import GroupShard
+from kafscale.errors import Corrupt, ObjectMissing, StartError
+from kafscale.protocol.records import iterate_records
 from kafscale.storage.cluster_log import ClusterLog
 from kafscale.storage.keys import Keys
+from kafscale.storage.lookups import batches_from
 from kafscale.storage.opening import open_store
+from kafscale.storage.reads import ColdReader
+from kafscale.storage.retrying import InsistingStore
 from kafscale.storage.store import ObjectStore
-from kafscale.storage.takeover import LogReader, find_end
+from kafscale.storage.takeover import LogReader
+from supervisor.bucket_reader import BucketReader, Contents, LoadedPartition
 from supervisor.cluster_history import load_state
+from supervisor.progress import Progress
+from supervisor.verify_report import as_text
 
-READS_AT_ONCE = 8
-SHOWN_TOPICS = 1000
+SHOWN = 1000
+READ_BYTES = 32 << 20
 
 
-class LogFinding(msgspec.Struct, frozen=True):
-    """What a log that some slot names was found to hold. `problem` is empty where it can be read."""
+class Holdings(msgspec.Struct):
+    """What was counted on the way. Keys are topic names; of `commits` group ids, with how many partitions of how many
+    topics the group has committed offsets for."""
 
-    log_id: str
-    slots: int
-    sealed: bool = False
-    to_replay: int = 0
-    problem: str = ""
+    records: Counter[str] = msgspec.field(default_factory=Counter)
+    bytes: Counter[str] = msgspec.field(default_factory=Counter)
+    commits: dict[str, tuple[int, int]] = {}
+    problems: list[str] = []
 
 
 def run(settings: Settings) -> int:
@@ -52,77 +61,117 @@ def run(settings: Settings) -> int:
 
 async def _run(settings: Settings) -> int:
     clock, source = SystemClock(), random.Random()
-    store = open_store(settings, clock, source)
+    store = InsistingStore(open_store(settings, clock, source), clock, source)
+    progress = Progress(clock)
     try:
         keys = Keys(settings.cluster_namespace)
         cluster_log = ClusterLog(store, keys, clock, source)
         state = await load_state(
-            cluster_log, lambda read, newest: _say(f"read {read} of at most {newest} versions of the cluster log")
+            cluster_log, lambda read, newest: progress.note(f"read {read} of {newest} versions of the cluster log")
         )
         if state is None:
             raise StartError(f"no cluster lies under the namespace {settings.cluster_namespace!r}: a start founds one")
-        logs = await find_logs(store, keys, clock, source, state, _say)
+        progress.say(f"read the cluster log up to version {state.version}")
+        holdings = Holdings()
+        counting = _Counting(store, clock, holdings)
+        reader = LogReader(store, keys, clock, source)
+        contents = await BucketReader(settings, store, keys, reader, state, counting.visit, progress.note).read({})
+        progress.say(f"read {len(contents.logs)} of {len(contents.logs)} logs and {state.slot_count} slots")
     finally:
+        progress.clear()
         await store.close()
-    print("\n".join(described(state, logs)), flush=True)
-    return 1 if any(found.problem for found in logs) else 0
+    print("\n".join(described(state, contents, holdings)), flush=True)
+    return 1 if contents.findings or holdings.problems else 0
 
 
-async def find_logs(
-    store: ObjectStore,
-    keys: Keys,
-    clock: SystemClock,
-    source: random.Random,
-    state: ClusterState,
-    progress: Callable[[str], None],
-) -> list[LogFinding]:
-    """Every log that some slot names, read from its newest checkpoint on."""
-    reader = LogReader(store, keys, clock, source)
-    slots = Counter(log_id for entries in state.slots for log_id in {entry.log_id for entry in entries})
-    log_ids = sorted(named_logs(state))
-    found: list[LogFinding] = []
+class _Counting:
+    """Counts what partitions hold, and what groups have committed."""
 
-    async def look(log_id: str) -> LogFinding:
+    def __init__(self, store: ObjectStore, clock: Clock, holdings: Holdings) -> None:
+        self._reader = ColdReader(store, clock, READ_BYTES)
+        self._holdings = holdings
+
+    async def visit(self, loaded: LoadedPartition) -> None:
+        partition = loaded.log
+        self._holdings.records[partition.topic] += partition.high_watermark - partition.log_start_offset
+        self._holdings.bytes[partition.topic] += partition.size_bytes
+        if partition.topic != OFFSETS_TOPIC:
+            return
         try:
-            end = await find_end(reader, log_id)
-        except Corrupt as error:
-            return LogFinding(log_id, slots[log_id], problem=str(error))
-        return LogFinding(log_id, slots[log_id], end.sealed, end.end - end.replay_from)
+            shard = await self._replayed(loaded)
+        except (Corrupt, ObjectMissing) as error:
+            problem = f"the groups of {partition.topic}-{partition.index} can't be read: {error}"
+            self._holdings.problems.append(problem)
+            return
+        self._holdings.commits |= shard.committed()
 
-    for start in range(0, len(log_ids), READS_AT_ONCE):
-        found += await asyncio.gather(*map(look, log_ids[start : start + READS_AT_ONCE]))
-        progress(f"read {len(found)} of {len(log_ids)} logs")
-    return found
+    async def _replayed(self, loaded: LoadedPartition) -> GroupShard:
+        """As the coordinator does (`workers/groups.py`)."""
+        config = GroupConfig()
+        state, partition = loaded.group_state, loaded.log
+        shard = GroupShard(config, new_id=str) if state is None else GroupShard.restore(state, config, new_id=str)
+        start = max(loaded.replay_from, partition.log_start_offset)
+        async for _, batch in batches_from(partition, self._reader, start):
+            for record in iterate_records(batch):
+                if record.key is not None and record.offset >= loaded.replay_from:
+                    shard.replay(record.key, record.value, 0)
+        return shard
 
 
-def described(state: ClusterState, logs: list[LogFinding]) -> list[str]:
-    """The findings, a line each."""
-    owners = Counter(entries[-1].node_id for entries in state.slots if entries)
-    lines = [
-        f"Cluster     {state.cluster_id}, version {state.version} of its log, format {state.format_version}",
-        f"Topics      {len(state.topics)} with {sum(t.partitions for t in state.topics.values())} partitions",
-        f"Slots       {state.slot_count}, owned by {len(owners)} nodes",
-        f"Logs        {len(logs)} named by slots, {sum(log.sealed for log in logs)} of them ended",
-        f"To replay   {sum(log.to_replay for log in logs)} objects",
-        "",
-        "A start takes over what its broker owned; what nobody owns any more is spread over the brokers that are up.",
-        "",
-        "Topics:",
-    ]
-    for topic in sorted(state.topics.values(), key=lambda topic: topic.name)[:SHOWN_TOPICS]:
+# What is shown
+
+
+def _topics(state: ClusterState, holdings: Holdings) -> list[str]:
+    lines = []
+    for topic in sorted(state.topics.values(), key=lambda topic: topic.name):
         configs = ", ".join(f"{name}={value}" for name, value in sorted(topic.configs.items()))
-        lines.append(f"  {topic.name}  partitions {topic.partitions}" + (f"  {configs}" if configs else ""))
-    if len(state.topics) > SHOWN_TOPICS:
-        lines.append(f"  and {len(state.topics) - SHOWN_TOPICS} more")
-    lines += ["", "Owners:"]
-    lines += [f"  node {node_id}  slots {count}" for node_id, count in sorted(owners.items())]
-    problems = [log for log in logs if log.problem]
-    if problems:
-        lines += ["", "These logs can't be read, and their slots could not be served:"]
-        lines += [f"  {log.log_id}  slots {log.slots}  {log.problem}" for log in problems]
+        held = f"records {holdings.records[topic.name]:,}  bytes {holdings.bytes[topic.name]:,}"
+        lines.append(f"{topic.name}  partitions {topic.partitions}  {held}" + (f"  {configs}" if configs else ""))
     return lines
 
 
-def _say(text: str) -> None:
-    """Progress, beside the findings."""
-    print(text, file=sys.stderr, flush=True)
+def _groups(_: ClusterState, holdings: Holdings) -> list[str]:
+    return [
+        f"{group_id}  offsets committed for {partitions} partitions of {topics} topics"
+        for group_id, (topics, partitions) in sorted(holdings.commits.items())
+    ]
+
+
+def _owners(state: ClusterState, _: Holdings) -> list[str]:
+    owners = Counter(entries[-1].node_id for entries in state.slots if entries)
+    return [f"node {node_id}  slots {count}" for node_id, count in sorted(owners.items())]
+
+
+SECTIONS: tuple[tuple[str, Callable[[ClusterState, Holdings], list[str]]], ...] = (
+    ("Topics", _topics),
+    ("Groups", _groups),
+    ("Owners", _owners),
+)
+
+
+def described(state: ClusterState, contents: Contents, holdings: Holdings) -> list[str]:
+    """The findings, a line each."""
+    lines = [
+        f"Cluster     {state.cluster_id}, version {state.version} of its log, format {state.format_version}",
+        f"Topics      {len(state.topics)} with {sum(t.partitions for t in state.topics.values())} partitions",
+        f"Records     {sum(holdings.records.values()):,} of {sum(holdings.bytes.values()):,} bytes",
+        f"Groups      {len(holdings.commits)} with committed offsets",
+        f"Slots       {state.slot_count}, owned by {len({entries[-1].node_id for entries in state.slots if entries})}"
+        " nodes",
+        f"Logs        {len(contents.logs)} named by slots, {sum(log.sealed for log in contents.logs.values())} of them"
+        " ended",
+        f"To replay   {contents.to_replay} objects",
+        "",
+        "A start takes over what its broker owned; what nobody owns any more is spread over the brokers that are up.",
+    ]
+    for title, section in SECTIONS:
+        entries = section(state, holdings)
+        lines += ["", f"{title}:", *(f"  {entry}" for entry in entries[:SHOWN])]
+        if len(entries) > SHOWN:
+            lines.append(f"  and {len(entries) - SHOWN} more")
+    names = {topic.topic_id: topic.name for topic in state.topics.values()}
+    problems = [as_text(finding, names) for finding in contents.findings] + holdings.problems
+    if problems:
+        lines += ["", "These can't be read as they must be (`kafscale verify` looks at everything):"]
+        lines += [f"  {problem}" for problem in problems[:SHOWN]]
+    return lines

@@ -95,14 +95,23 @@ class Checkpointer:
             self._bytes_since = 0
             unreferenced, self._ownership.references.unreferenced = self._ownership.references.unreferenced, []
             changed = [entry for entry in entries if entry.is_dirty or entry.place is None]
-            replaced = await self._write_manifests(changed)
+            try:
+                replaced = await self._write_manifests(changed)
+            except BaseException:
+                self._ownership.references.unreferenced += unreferenced
+                raise
             given_up = self._give_up(unreferenced, replaced, covered)
             checkpoint = Checkpoint(
                 covered=covered,
                 slots={entry.slot: _place(entry) for entry in entries},
                 given_up=given_up,
             )
-            sequence = await self._append(checkpoint)
+            try:
+                sequence = await self._append(checkpoint)
+            except BaseException:
+                # Broken off: it may count all the same, and giving up twice does no harm.
+                self._held_back += given_up
+                raise
             self._log.checkpoint_sequence = sequence
             self._covered = covered
             self._written_at = self._clock.monotonic()
@@ -194,7 +203,8 @@ class Checkpointer:
             try:
                 await self._store.delete(keys[start : start + DELETE_BATCH], Purpose.SWEEP)
             except (StoreUnavailable, StoreUnclear):
-                # Left lying: the sweep takes it once this log has ended.
+                # Given up once more, and so tried again. Should this log end before, the sweep takes it.
+                self._held_back += keys[start:]
                 return
 
 

@@ -299,15 +299,21 @@ class Compactor:
                 )
             await self._pace.spend(2 * len(chunks))
         parts += [table, encode_footer(position, table)]
-        await self._write(key, parts)
+        try:
+            await self._write(key, parts)
+        except BaseException:
+            self._references.unreferenced.append(key)
+            raise
         result.packs += 1
         result.bytes_written += position
         # Held until all runs are in place: the first of them may be deleted before the second refers to the pack.
         self._references.add(key)
-        for (run, _), placed in zip(members, replacements, strict=True):
-            self._replace(run, placed, result)
-            await self._pace.spend(1 + len(run.extents) // _EXTENTS_PER_WORK)
-        self._references.drop(replacements[0][:1])
+        try:
+            for (run, _), placed in zip(members, replacements, strict=True):
+                self._replace(run, placed, result)
+                await self._pace.spend(1 + len(run.extents) // _EXTENTS_PER_WORK)
+        finally:
+            self._references.drop(replacements[0][:1])
 
     async def _segment_bodies(self, run: Run, chunks: list[Chunk]) -> list[_SegmentBody]:
         """The run as segments, each no larger than the topic's setting."""
@@ -329,7 +335,8 @@ class Compactor:
                 key, placed = await self._write_segment(run.partition, body)
                 keys.append(key)
                 replacements += placed
-        except StoreUnavailable:
+        except BaseException:
+            # Broken off too, as when a drain begins.
             self._give_up_segments(keys)
             raise
         result.segments += len(keys)
@@ -350,7 +357,7 @@ class Compactor:
         try:
             await self._write(index_of(key), [index])
             await self._write(key, [head, *body.pieces, foot])
-        except StoreUnavailable:
+        except BaseException:
             self._give_up_segments([key])
             raise
         return key, placed
@@ -382,7 +389,8 @@ class Compactor:
 
     async def _write(self, key: str, parts: Sequence[Buffer]) -> None:
         """Create the object. A taken key is our own earlier try: no other incarnation builds keys with this log's id,
-        and a number stays bound to its bytes. Raises StoreUnavailable after WRITE_TRIES; the key is then given up."""
+        and a number stays bound to its bytes. Raises StoreUnavailable after WRITE_TRIES; the caller then gives the key
+        up, as it does when it is cancelled: the object may be there."""
         waits = backoff_seconds(self._random)
         for _ in range(WRITE_TRIES):
             try:
@@ -393,7 +401,6 @@ class Compactor:
                 await self._clock.sleep(next(waits))
             else:
                 return
-        self._references.unreferenced.append(key)
         raise StoreUnavailable(f"{key} could not be written: the store gave no answer {WRITE_TRIES} times")
 
 

@@ -1,7 +1,9 @@
-"""A wrapper of any object store that asks again, a few times, when a read for a consumer or for compaction fails.
+"""Wrappers of any object store that ask again when a read fails: a few times, or until a person would lose patience.
 
-Only these: writes, log ends and checkpoints are tried again by those who know what an unclear answer means, and for how
-long to try. Waits are exponential with jitter, so that a store that says "slow down" is let alone.
+`RetryingStore` does so for consumers and for compaction. Only for these: writes, log ends and checkpoints are tried
+again by those who know what an unclear answer means, and for how long to try. `InsistingStore` is for commands that
+read a bucket and write nothing: it gives up for good after a while, so that they end. Waits are exponential with
+jitter, so that a store that says "slow down" is let alone.
 """
 
 from __future__ import annotations
@@ -11,13 +13,14 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
 from kafscale.clock import Clock
-from kafscale.errors import StoreUnavailable
+from kafscale.errors import StoreFailed, StoreUnavailable
 from kafscale.storage.backoff import backoff_seconds
 from kafscale.storage.store import Buffer, ObjectInfo, ObjectStore, Purpose
 
 # So many tries take about half a second in all; then the reader's client asks again.
 TRIES = 6
 _RETRIED = frozenset({Purpose.COLD_READ, Purpose.COMPACTION})
+INSISTED_SECONDS = 60.0
 
 _Result = TypeVar("_Result")
 
@@ -66,5 +69,55 @@ class RetryingStore:
             except StoreUnavailable:
                 if tries == TRIES:
                     raise
+            await self._clock.sleep(wait)
+        raise AssertionError("backoff never ends")
+
+
+class InsistingStore:
+    """`store`, only read, each question repeated for up to `seconds`; then StoreFailed, which nobody repeats."""
+
+    def __init__(
+        self, store: ObjectStore, clock: Clock, random_source: random.Random, seconds: float = INSISTED_SECONDS
+    ) -> None:
+        self._store = store
+        self._clock = clock
+        self._random = random_source
+        self._seconds = seconds
+
+    def __str__(self) -> str:
+        return str(self._store)
+
+    async def put_if_absent(self, key: str, parts: Sequence[Buffer], purpose: Purpose) -> None:
+        raise AssertionError("this store is only read")
+
+    async def get(self, key: str, purpose: Purpose) -> bytes:
+        return await self._ask(lambda: self._store.get(key, purpose))
+
+    async def get_range(self, key: str, position: int, length: int, purpose: Purpose) -> bytes:
+        return await self._ask(lambda: self._store.get_range(key, position, length, purpose))
+
+    async def get_tail(self, key: str, length: int, purpose: Purpose) -> tuple[bytes, int]:
+        return await self._ask(lambda: self._store.get_tail(key, length, purpose))
+
+    async def exists(self, key: str, purpose: Purpose) -> bool:
+        return await self._ask(lambda: self._store.exists(key, purpose))
+
+    async def list(self, prefix: str, purpose: Purpose, start_after: str = "") -> list[ObjectInfo]:
+        return await self._ask(lambda: self._store.list(prefix, purpose, start_after))
+
+    async def delete(self, keys: Sequence[str], purpose: Purpose) -> None:
+        raise AssertionError("this store is only read")
+
+    async def close(self) -> None:
+        await self._store.close()
+
+    async def _ask(self, question: Callable[[], Awaitable[_Result]]) -> _Result:
+        deadline = self._clock.monotonic() + self._seconds
+        for wait in backoff_seconds(self._random):
+            try:
+                return await question()
+            except StoreUnavailable as error:
+                if self._clock.monotonic() >= deadline:
+                    raise StoreFailed(f"no answer for {self._seconds:g} s: {error}") from error
             await self._clock.sleep(wait)
         raise AssertionError("backoff never ends")

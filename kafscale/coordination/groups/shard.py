@@ -269,6 +269,10 @@ class GroupShard:
             )
         )
 
+    def committed(self) -> dict[str, tuple[int, int]]:
+        """Group id → of how many topics, and of how many partitions, it has committed offsets."""
+        return {name: (len(self._table.topics(name)), self._table.count(name)) for name in self._table.group_ids()}
+
     @classmethod
     def restore(
         cls,

@@ -75,6 +75,7 @@ class ScriptedStore:
         self.read_errors: dict[str, list[Exception]] = {}
         self.asked: list[tuple[str, str]] = []
         self.deleted: list[str] = []
+        self.delete_errors: list[Exception] = []
         self._waiting: list[tuple[str, str, asyncio.Event]] = []
         self._clock = clock
 
@@ -128,6 +129,8 @@ class ScriptedStore:
         return await self.inner.list(prefix, purpose, start_after)
 
     async def delete(self, keys: Sequence[str], purpose: Purpose) -> None:
+        if self.delete_errors:
+            raise self.delete_errors.pop(0)
         self.deleted += keys
         await self.inner.delete(keys, purpose)
 

@@ -581,6 +581,29 @@ def test_a_store_that_stays_silent_ends_the_round():
     run(main())
 
 
+@pytest.mark.parametrize("size", [50_000, 700_000])
+@pytest.mark.parametrize("seconds", [0.0005, 0.0015, 0.0025, 0.0035])
+def test_a_round_that_is_broken_off_leaves_nothing_behind(size, seconds):
+    """Goal: cancelled at any moment, as by a drain, every object that was written is referred to or given up."""
+
+    async def main() -> None:
+        site = Site(2)
+        for _ in range(4):
+            await site.flush({0: [size], 1: [size]})
+        await site.writer.clock.sleep(2.0)
+        running = asyncio.ensure_future(site.compactor.run_once(site.partitions))
+        await site.writer.clock.sleep(seconds)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        await site.writer.clock.sleep(1.0)
+        written = {key for key in await site.store.keys() if "/log/" not in key}
+        named = site.live_objects() | {index_of(key) for key in site.live_objects()}
+        assert written <= named | set(site.writer.references.unreferenced)
+        site.check()
+
+    run(main())
+
+
 def test_due_follows_the_policy():
     """Goal: due by objects, by bytes, or when idle with more than one; never for nothing."""
 

@@ -57,7 +57,8 @@ def test_it_shows_the_catalogue_and_the_owners(tmp_path: Path, capsys: pytest.Ca
     assert recover.run(settings) == 0
     shown, progress = capsys.readouterr()
     assert "version 2 of its log" in shown
-    assert "  orders  partitions 7  retention.ms=5" in shown and "  __consumer_offsets  partitions 50" in shown
+    assert "  orders  partitions 7  records 0  bytes 0  retention.ms=5" in shown
+    assert "  __consumer_offsets  partitions 50  records 0" in shown
     assert "  node 0  slots 4" in shown and "  node 1  slots 4" in shown
     assert "read 2 of 2 logs" in progress
     assert files(tmp_path) == before

@@ -86,6 +86,30 @@ def test_what_is_given_up_is_deleted_one_checkpoint_later() -> None:
     run(main())
 
 
+def test_what_could_not_be_deleted_is_given_up_again() -> None:
+    """A store that refuses to delete costs time, and leaves nothing behind."""
+
+    async def main() -> None:
+        node = await WholeWorker().start()
+        node.create("t", 2)
+        write = node.worker.checkpointer.write
+        refused: set[str] = set()
+        for round_number in range(6):
+            await node.produce("t", batch_of(b"v%d" % round_number))
+            await node.worker.ownership.delete_records(node.partition("t"), -1)
+            if round_number == 3:
+                refused = set(max((await checkpoints(node)).items())[1].given_up)
+                node.store.delete_errors = [StoreUnavailable("not now")]
+            await write()
+            if round_number == 4:
+                assert refused <= set(max((await checkpoints(node)).items())[1].given_up)
+                assert not refused & set(node.store.deleted)
+        assert refused and refused <= set(node.store.deleted)
+        node.stop()
+
+    run(main())
+
+
 def test_what_lies_above_the_covered_sequence_is_not_given_up_yet() -> None:
     """An object without batches that became durable while the manifests were written: whoever takes over walks over it,
     and what it says is in no manifest. The next checkpoint gives it up."""

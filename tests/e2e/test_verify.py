@@ -1,0 +1,281 @@
+"""`kafscale verify` on what a real broker left, and on what a running one is writing.
+
+It finds what was done to a bucket, says which offsets that takes along, and finds nothing where nothing was done.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import random
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import pytest
+from confluent_kafka import Consumer, Producer, TopicPartition
+
+from loadtest.broker_process import wait_for
+from supervisor import cli
+from tests.e2e.broker import Broker
+from tests.e2e.confluent_clients import create_topic
+from tests.e2e.conftest import MakeBroker
+from tests.e2e.load import IdempotentLoad
+
+SMALL, BIG = "small.records", "big-records"
+SETTINGS = {
+    "KAFSCALE_CHECKPOINT_INTERVAL_MS": "300",
+    "KAFSCALE_SLOTS": "8",
+    "KAFSCALE_GROUP_INITIAL_REBALANCE_DELAY_MS": "0",
+    "KAFSCALE_OFFSETS_TOPIC_PARTITIONS": "4",
+}
+# Of an index, and of a batch in Kafka's format v2.
+INTERVAL_AT = range(10, 14)
+EPOCH_AT = range(12, 16)
+# Of a log object's header: the kind of those with records.
+DATA = b"\0\1"
+
+
+def verify(data: Path, *arguments: str) -> tuple[int, list[dict[str, Any]], str]:
+    """Exit code, findings, progress."""
+    out, progress = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(progress):
+        code = cli.run(["verify", "--json", "--data-dir", str(data), *arguments], {})
+    return code, [json.loads(line) for line in out.getvalue().splitlines()], progress.getvalue()
+
+
+def findings(data: Path, *arguments: str) -> list[dict[str, Any]]:
+    """Everything but leftovers; the exit code must say whether there is anything."""
+    code, found, _ = verify(data, *arguments)
+    bad = [entry for entry in found if entry["wrong"] != "leftover"]
+    assert code == (1 if bad else 0), (code, bad)
+    return bad
+
+
+def produce(broker: Broker, rounds: int) -> None:
+    """Small records, flush by flush, so that there is something to compact; and large ones, which get segments."""
+    producer = Producer({"bootstrap.servers": broker.bootstrap, "linger.ms": 0, "enable.idempotence": True})
+    for number in range(rounds):
+        for partition in range(4):
+            producer.produce(SMALL, b"%d" % number * 20, partition=partition)
+        producer.produce(BIG, bytes([number % 256]) * 12_000, partition=number % 2)
+        producer.flush()
+
+
+def commit(broker: Broker, partitions: int) -> None:
+    consumer = Consumer({"bootstrap.servers": broker.bootstrap, "group.id": "g"})
+    consumer.commit(offsets=[TopicPartition(SMALL, number, 7) for number in range(partitions)], asynchronous=False)
+    consumer.close()
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, make_module_broker: MakeBroker) -> Path:
+    """The data of a broker that was killed twice and then stopped, with every kind of object in it."""
+    root = tmp_path_factory.mktemp("verify") / "data"
+    broker = make_module_broker(workers=2, data_dir=root, environment=SETTINGS)
+    create_topic(broker.bootstrap, SMALL, 4)
+    create_topic(broker.bootstrap, BIG, 2)
+    produce(broker, 400)
+    commit(broker, 3)
+    objects = root / "objects" / "kafscale"
+    wait_for(lambda: any(objects.glob("pack/*/*")) and any(objects.glob("topics/**/*.kfs")), 60, "compacted")
+    broker.kill_everything()
+    broker.restart()
+    produce(broker, 50)
+    commit(broker, 4)
+    broker.kill_everything()
+    broker.restart()
+    assert broker.stop() == 0
+    return root
+
+
+@pytest.fixture
+def data(made: Path, tmp_path: Path) -> Iterator[Path]:
+    """A copy to be damaged."""
+    copy = tmp_path / "data"
+    shutil.copytree(made, copy)
+    yield copy
+    shutil.rmtree(copy)
+
+
+def objects_of(data: Path, pattern: str) -> list[Path]:
+    return sorted((data / "objects" / "kafscale").glob(pattern))
+
+
+def named(data: Path, pattern: str) -> list[Path]:
+    """The objects of a kind that something refers to; of logs those with records."""
+    _, found, _ = verify(data, "--quick")
+    unnamed = {entry["key"] for entry in found}
+    kept = [path for path in objects_of(data, pattern) if key_of(data, path) not in unnamed]
+    return [path for path in kept if path.parent.parent.name != "log" or path.read_bytes()[6:8] == DATA]
+
+
+def key_of(data: Path, path: Path) -> str:
+    return str(path.relative_to(data / "objects"))
+
+
+def flip(path: Path, position: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[position] ^= 0x10
+    path.write_bytes(content)
+
+
+def offsets(finding: dict[str, Any], topic: str) -> list[tuple[int, int, int]]:
+    return [(e["partition"], e["first"], e["last"]) for e in finding["affected"] if e["topic"] == topic]
+
+
+def test_nothing_is_found_where_nothing_was_done(made: Path) -> None:
+    """Goal: after a kill, a restart and a drain all is accounted for, deep and quick, and nothing is changed by
+    looking; what is left over is told apart, and counts only if asked."""
+    before = {path: path.stat().st_mtime_ns for path in made.rglob("*") if path.is_file()}
+    assert findings(made) == [] and findings(made, "--quick") == []
+    code, found, progress = verify(made, "--strict")
+    assert code == 1 and {entry["wrong"] for entry in found} == {"leftover"}
+    assert "listed" in progress
+    assert {path: path.stat().st_mtime_ns for path in made.rglob("*") if path.is_file()} == before
+
+
+def test_recover_shows_records_and_commits(made: Path) -> None:
+    """Goal: what a start would bring up: records of each topic, and the group's commits, be they in a manifest or in
+    records that came after it."""
+    out, progress = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(progress):
+        assert cli.run(["recover", "--data-dir", str(made)], {}) == 0
+    assert "  g  offsets committed for 4 partitions of 1 topics" in out.getvalue()
+    assert f"  {SMALL}  partitions 4  records 1,800" in out.getvalue()
+    assert f"  {BIG}  partitions 2  records 450" in out.getvalue()
+    assert "logs" in progress.getvalue()
+
+
+@pytest.mark.parametrize("pattern", ["log/*/*", "pack/*/*", "topics/**/*.kfs", "topics/**/*.index", "manifest/*/*"])
+def test_what_was_deleted_is_missing(data: Path, pattern: str) -> None:
+    """Goal: an object that something refers to is missed, quickly and deeply, with the offsets that are gone."""
+    victim = random.Random(pattern).choice(named(data, pattern))
+    victim.unlink()
+    for arguments in ((), ("--quick",)):
+        found = [entry for entry in findings(data, *arguments) if entry["key"] == key_of(data, victim)]
+        assert found and {entry["wrong"] for entry in found} == {"missing"}
+        if not pattern.endswith((".index", "log/*/*")):
+            assert any(entry["affected"] for entry in found)
+
+
+@pytest.mark.parametrize("pattern", ["log/*/*", "pack/*/*", "topics/**/*.kfs", "topics/**/*.index"])
+def test_a_flipped_bit_is_corrupt(data: Path, pattern: str) -> None:
+    """Goal: one wrong bit anywhere in an object that something refers to is found."""
+    source = random.Random(pattern)
+    candidates = named(data, pattern)
+    for _ in range(12):
+        victim = source.choice(candidates)
+        position = source.randrange(victim.stat().st_size)
+        if is_unprotected(victim, position):
+            continue
+        flip(victim, position)
+        found = {entry["key"]: entry for entry in findings(data)}
+        assert found[key_of(data, victim)]["wrong"] in ("corrupt", "misplaced"), f"byte {position} of {victim}"
+        flip(victim, position)
+
+
+def is_unprotected(path: Path, position: int) -> bool:
+    """Whether nothing vouches for a byte: an index's interval, which is a hint; of a pack the leader epochs of its
+    batches, since Kafka's CRC leaves them out."""
+    if path.suffix == ".index":
+        return position in INTERVAL_AT
+    if path.parent.parent.name != "pack":
+        return False
+    content = path.read_bytes()
+    at = 64
+    while at + 61 < len(content) and content[at + 16] == 2:
+        if position - at in EPOCH_AT:
+            return True
+        at += 12 + int.from_bytes(content[at + 8 : at + 12], "big")
+    return False
+
+
+def test_damage_names_the_offsets_of_the_batch(data: Path) -> None:
+    """Goal: a bad record in the middle of a segment costs the offsets of its batch, and no others are named."""
+    victim = named(data, "topics/**/*.kfs")[0]
+    content = victim.read_bytes()
+    first = int.from_bytes(content[32:40], "big")
+    length = 12 + int.from_bytes(content[40:44], "big")
+    second = 32 + length
+    flip(victim, second + 100)
+    found = [entry for entry in findings(data) if entry["affected"]]
+    partition = int(victim.parent.name)
+    assert [offsets(entry, BIG) for entry in found] == [[(partition, first + 1, first + 1)]]
+
+
+def test_strangers_are_told_apart(data: Path) -> None:
+    """Goal: an object under a key that nobody writes, one under another's key, and a sound one that nothing names."""
+    objects = data / "objects" / "kafscale"
+    pack, segment = named(data, "pack/*/*")[0], named(data, "topics/**/*.kfs")[0]
+    stray = objects / "log" / "README"
+    stray.write_bytes(b"hello")
+    moved = pack.with_name(f"{99:020d}")
+    shutil.copy(pack, moved)
+    orphan = segment.with_name(segment.name.replace(".kfs", "7.kfs"))
+    shutil.copy(segment, orphan)
+    nobody = objects / "pack" / ("f" * 32) / f"{1:020d}"
+    nobody.parent.mkdir()
+    shutil.copy(pack, nobody)
+    later = time.time() + 60
+    for path in (moved, orphan):
+        os.utime(path, (later, later))
+    code, found, _ = verify(data)
+    wrong = {entry["key"]: entry["wrong"] for entry in found}
+    assert code == 1
+    assert wrong[key_of(data, stray)] == "misplaced"
+    assert wrong[key_of(data, moved)] == wrong[key_of(data, orphan)] == "unreferenced"
+    assert key_of(data, nobody) in wrong
+
+
+def test_swapped_objects_are_out_of_place(data: Path) -> None:
+    """Goal: whole and sound, but under the key of another."""
+    one, other = named(data, "pack/*/*")[:2] if len(named(data, "pack/*/*")) > 1 else named(data, "log/*/*")[-2:]
+    kept = one.read_bytes()
+    one.write_bytes(other.read_bytes())
+    other.write_bytes(kept)
+    wrong = {(entry["key"], entry["wrong"]) for entry in findings(data)}
+    assert {(key_of(data, one), "misplaced"), (key_of(data, other), "misplaced")} <= wrong
+
+
+def test_decisions_are_checked(data: Path) -> None:
+    """Goal: a version of the cluster log that is gone or damaged is found, be it old and needed by no start."""
+    versions = objects_of(data, "cluster/*")
+    flip(versions[0], 40)
+    (pids,) = objects_of(data, "pids/*")[:1]
+    pids.write_bytes(b"?")
+    wrong = {entry["key"]: entry["wrong"] for entry in findings(data)}
+    assert wrong[key_of(data, versions[0])] == wrong[key_of(data, pids)] == "corrupt"
+    versions[1].unlink()
+    assert findings(data)[0] == findings(data, "--quick")[0]
+    assert findings(data)[0]["wrong"] == "missing"
+    flip(versions[-1], 60)
+    assert any("nothing that rests on them" in entry["problem"] for entry in findings(data))
+
+
+def test_a_running_broker_is_no_finding(make_broker: MakeBroker, topic: str, tmp_path: Path) -> None:
+    """Goal: while a broker flushes, checkpoints, compacts and deletes under load, and while a worker is replaced,
+    nothing of what it is about to name or has just given up is reported."""
+    broker = make_broker(workers=2, data_dir=tmp_path / "live", environment=SETTINGS)
+    create_topic(broker.bootstrap, topic, 8)
+    with IdempotentLoad(broker.bootstrap, topic, 8) as load:
+        load.wait_progress()
+        for number in range(6):
+            assert findings(broker.data_dir) == []
+            if number == 2:
+                pid = broker.kill_worker(0)
+                assert findings(broker.data_dir) == []
+                broker.wait_worker_replaced(0, pid)
+            load.wait_progress(200)
+        load.finish()
+
+
+def test_without_a_cluster_there_is_nothing_to_verify(tmp_path: Path) -> None:
+    """Goal: a folder that is not there, or holds no cluster, is an error in one line."""
+    for place in (tmp_path / "none", tmp_path):
+        code, found, error = verify(place)
+        assert code == 1 and found == [] and error.startswith("kafscale: ") and error.count("\n") == 1
