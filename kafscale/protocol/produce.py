@@ -71,9 +71,10 @@ def _parse_flexible(buffer: Buffer, at: int, end: int, ids: bool) -> ProduceRequ
     transactional_id = None
     n = buffer[at]
     at += 1
+    if n > 127:
+        # May be zero in more bytes than it takes.
+        n, at = read_uvarint_tail(buffer, at, n)
     if n:
-        if n > 127:
-            n, at = read_uvarint_tail(buffer, at, n)
         n -= 1
         if n > end - at or n > MAX_STRING_BYTES:
             raise _bad_length("transactional_id", n, end - at)

@@ -80,6 +80,14 @@ def test_damage_is_met_alike(version: int) -> None:
     check()
 
 
+def test_a_null_written_in_two_bytes() -> None:
+    """A length of zero in more bytes than it takes means null too, and moves nothing."""
+    raw = b"\x80\x00" + b"\xff\xff" + bytes(4) + b"\x01" + b"\x00"
+    expected = view_of(13, decode(API, 13, ProduceRequest, raw))
+    assert parse_produce(13, raw, 0, len(raw)) == expected
+    assert expected.transactional_id is None
+
+
 def test_records_are_slices_of_the_frame() -> None:
     """Nothing is copied: records change with the buffer that they are a part of."""
     for version in (3, 9, 13):
