@@ -55,6 +55,19 @@ $(VENV)/.development: pyproject.toml $(VENV)/.created
 	@$(COMPILE)
 	@touch $@ $(VENV)/.runtime
 
+# The S3 server of benchmarks and soaks pins versions of its own, so it gets an environment of its own.
+MINISTACK := .venv-ministack
+$(MINISTACK)/.installed: pyproject.toml
+	@echo "Installing an S3 server for benchmarks into $(MINISTACK)"
+	@$(PYTHON) -m venv --clear $(MINISTACK)
+	@$(PYTHON) -c "import tomllib; print('\n'.join(tomllib.load(open('pyproject.toml', 'rb'))['dependency-groups']['ministack']))" \
+		> $(MINISTACK)/wanted.txt
+	@$(MINISTACK)/bin/python -m pip install --quiet --disable-pip-version-check --no-input -r $(MINISTACK)/wanted.txt
+	@touch $@
+
+.PHONY: ministack
+ministack: $(MINISTACK)/.installed  ## Make .venv-ministack, with an S3 server for benchmarks
+
 .PHONY: venv
 venv: $(VENV)/.development  ## Make .venv with all that development needs
 
@@ -103,5 +116,5 @@ docs: $(VENV)/.development  ## Write anew the pages that follow from the code
 
 .PHONY: clean
 clean:  ## Remove .venv and all caches; the data stays
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(MINISTACK) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

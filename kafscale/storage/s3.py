@@ -17,11 +17,13 @@ import asyncio
 import base64
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from socket import gaierror
 from typing import Any
 
 import msgspec
 from aiobotocore.config import AioConfig
 from aiobotocore.session import get_session
+from aiohttp import ClientConnectorError
 from aiohttp import ClientError as TransportError
 from botocore.exceptions import (
     BotoCoreError,
@@ -43,7 +45,7 @@ DELETE_BATCH = 1000
 URGENT_CONNECTIONS = 16
 _URGENT = frozenset({Purpose.FLUSH, Purpose.CHECKPOINT, Purpose.CLUSTER, Purpose.RECOVERY})
 # The request never reached the store.
-_NOT_SENT = (ConnectTimeoutError, EndpointConnectionError, ProxyConnectionError, SSLError)
+_NOT_SENT = (ConnectTimeoutError, ProxyConnectionError, SSLError)
 _MISSING = frozenset({"NoSuchKey", "NotFound", "404"})
 _THROTTLED = frozenset({"SlowDown", "Throttling", "ThrottlingException", "TooManyRequests", "RequestLimitExceeded"})
 
@@ -197,9 +199,9 @@ class S3Store:
                     yield await self._client()
         except ClientError as error:
             raise self._refused(error, what, is_write) from error
-        except _NOT_SENT as error:
-            raise StoreUnavailable(f"{self} can't be reached: {error}") from error
-        except (HTTPClientError, TransportError, TimeoutError, OSError) as error:
+        except (*_NOT_SENT, EndpointConnectionError, HTTPClientError, TransportError, TimeoutError, OSError) as error:
+            if _was_not_sent(error):
+                raise StoreUnavailable(f"{self} can't be reached: {error}") from error
             message = f"{self} did not answer ({what}): {error or type(error).__name__}"
             raise (StoreUnclear(message) if is_write else StoreUnavailable(message)) from error
         except BotoCoreError as error:
@@ -226,7 +228,9 @@ class S3Store:
             aws_session_token=target.session_token,
             config=self._config,
         )
-        return await self._resources.enter_async_context(client)
+        opened = await self._resources.enter_async_context(client)
+        opened.meta.events.register_last("before-call.s3", _send_body_at_once)
+        return opened
 
     async def _read(self, client: Any, key: str, byte_range: str | None) -> tuple[bytes, int]:
         """The bytes, and the size of the whole object."""
@@ -264,6 +268,20 @@ async def _whole(reading: Awaitable[bytes], seconds: float) -> bytes:
     """A body that keeps trickling in is no answer either."""
     async with asyncio.timeout(seconds):
         return await reading
+
+
+def _send_body_at_once(params: dict[str, Any], **_: object) -> None:
+    """botocore would have the store asked first whether it wants the body: a round trip before every PUT, for the sake
+    of bodies that are refused."""
+    params["headers"].pop("Expect", None)
+
+
+def _was_not_sent(error: Exception) -> bool:
+    """Whether the store can't have seen the request. A connection that is reset while an answer is awaited comes as
+    EndpointConnectionError too: only its cause tells."""
+    if isinstance(error, EndpointConnectionError):
+        return isinstance(error.kwargs.get("error"), ClientConnectorError | gaierror)
+    return isinstance(error, _NOT_SENT)
 
 
 def _status(error: ClientError) -> int:

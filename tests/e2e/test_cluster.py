@@ -18,11 +18,11 @@ import pytest
 
 from loadtest import wire
 from loadtest.broker_process import wait_for
+from loadtest.etcd_server import EtcdServer
 from tests.e2e.broker import Broker
 from tests.e2e.confluent_clients import create_topic
 from tests.e2e.conftest import MakeBroker
 from tests.e2e.load import GroupReader, IdempotentLoad, check_records
-from tests.etcd_server import EtcdServer
 from tests.s3_servers import make_bucket, moto
 
 PARTITIONS = 12

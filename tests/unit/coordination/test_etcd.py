@@ -22,7 +22,7 @@ from kafscale.coordination.assignment import Incarnation
 from kafscale.coordination.etcd import EtcdCoordination, EtcdServers
 from kafscale.coordination.store import ClusterIdentity, Member
 from kafscale.errors import CoordinationUnavailable, StartError
-from tests.etcd_server import EtcdServer
+from loadtest.etcd_server import EtcdServer
 
 IDENTITY = ClusterIdentity("a-cluster", 256, 1)
 TTL_SECONDS = 2.0

@@ -1,4 +1,4 @@
-"""A real etcd for tests: one process on ports that were free, with a data directory that outlives it."""
+"""A real etcd for tests, soaks and clusters on one machine: a process on free ports, and data that outlives it."""
 
 from __future__ import annotations
 

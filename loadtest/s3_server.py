@@ -1,0 +1,119 @@
+"""The S3 server that benchmarks, soaks and the cluster on one machine use: ministack, in a venv of its own.
+
+It pins botocore, so it is never installed beside the broker: `make ministack` builds `.venv-ministack`. Its CRC32C is
+written in Python and would cap uploads at some 10 MB/s, so the hardware's is put in its place. Objects live in memory
+and go with the process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Self
+
+from loadtest.broker_process import free_port, wait_for
+
+PYTHON = Path(__file__).parent.parent / ".venv-ministack" / "bin" / "python"
+START_SECONDS = 60.0
+_PROGRAM = """
+import ctypes, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+import crc32c, ministack.services.s3
+ministack.services.s3._crc32c = crc32c.crc32c
+sys.argv = sys.argv[:1]
+from ministack.app import main
+main()
+"""
+
+
+class S3Server:
+    """One server with one bucket; ends with the context, or with this process."""
+
+    def __init__(self, bucket: str = "kafscale") -> None:
+        if not PYTHON.exists():
+            raise RuntimeError(f"there is no {PYTHON}: make {PYTHON.parent.parent.name}")
+        self.bucket = bucket
+        self.port = free_port()
+        self._folder = tempfile.TemporaryDirectory(prefix="kafscale-s3-")
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> Self:
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "KAFSCALE_"))}
+        environment |= {
+            "GATEWAY_PORT": str(self.port),
+            "BIND_HOST": "127.0.0.1",
+            "SERVICES": "s3",
+            "LOG_LEVEL": "ERROR",
+            "TMPDIR": self._folder.name,
+        }
+        self.process = subprocess.Popen(
+            [str(PYTHON), "-c", _PROGRAM],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        wait_for(self._has_bucket, START_SECONDS, "the S3 server has started", pause_s=0.1)
+        return self
+
+    def _has_bucket(self) -> bool:
+        assert self.process is not None
+        if self.process.poll() is not None:
+            raise RuntimeError(f"ministack ended with {self.process.returncode}")
+        request = urllib.request.Request(f"{self.endpoint}/{self.bucket}", method="PUT")
+        try:
+            urllib.request.urlopen(request, timeout=5).close()
+        except urllib.error.HTTPError as refused:
+            return refused.code == 409
+        except OSError:
+            return False
+        return True
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://{self.address}"
+
+    def close(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+        with contextlib.suppress(OSError):
+            self._folder.cleanup()
+
+    def __enter__(self) -> Self:
+        try:
+            return self.start()
+        except BaseException:
+            self.close()
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def settings_for(endpoint: str, bucket: str) -> Mapping[str, str]:
+    """The broker's settings for a bucket at an endpoint."""
+    return {
+        "KAFSCALE_S3_BUCKET": bucket,
+        "KAFSCALE_S3_ENDPOINT": endpoint,
+        "KAFSCALE_S3_PATH_STYLE": "true",
+        "KAFSCALE_S3_ACCESS_KEY": "key",
+        "KAFSCALE_S3_SECRET_KEY": "secret",
+    }
+
+
+if __name__ == "__main__":
+    with S3Server() as server:
+        print(server.endpoint, flush=True)
+        sys.stdin.read()
