@@ -59,6 +59,13 @@ CLOSE_REASONS = ("client", "idle", "slow_request", "too_large", "protocol", "lim
 STORE_VERBS = ("put", "get", "list", "delete")
 STORE_PURPOSES = ("flush", "compaction", "cold_read", "recovery", "checkpoint", "manifest", "cluster", "sweep")
 
+# KafScale's actions, and what it has no action for; and what they are asked for on.
+ACTIONS = (
+    *("produce", "fetch", "group_read", "group_write", "group_admin", "admin"),
+    *("cluster_action", "idempotent_write"),
+)
+RESOURCES = ("topic", "group", "cluster", "transactional_id")
+
 Kind = Literal["counter", "gauge", "histogram"]
 
 
@@ -219,6 +226,18 @@ GROUPS = _declare.gauge("kafscale_groups", "Consumer groups that this worker coo
 GROUP_MEMBERS = _declare.gauge("kafscale_group_members", "Members of those groups.")
 REBALANCES = _declare.counter("kafscale_group_rebalances_total", "Rebalances completed.")
 OFFSET_COMMITS = _declare.counter("kafscale_offset_commits_total", "Partition offsets committed.")
+
+# Authorization.
+DENIALS = _declare.counter(
+    "kafscale_authz_denied_total",
+    "What was asked for and may not be, by the action that it takes.",
+    {"action": ACTIONS, "resource": RESOURCES},
+    sparse=True,
+)
+ACL_GENERATION = _declare.gauge("kafscale_acl_generation", "The snapshot of ACLs that the worker goes by; 0 for none.")
+ACL_SNAPSHOTS_REFUSED = _declare.counter(
+    "kafscale_acl_snapshots_refused_total", "Snapshots of ACLs that were not sound; the one before stayed in force."
+)
 
 LAYOUT: tuple[Metric, ...] = _declare.declared()
 del _declare

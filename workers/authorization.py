@@ -1,161 +1,190 @@
 """What a request needs in order to be served, for every API, and who decides whether it has it.
 
-The table follows Kafka's (KafkaApis and ControllerApis; the protocol guide's list of operations and resources).
-Dispatch asks once per request, before a handler runs; an API without a row is denied. Knows no connection, no message.
+The table follows Kafka's KafkaApis and ControllerApis. Where an API is about the cluster as a whole, dispatch asks
+before anything of the handler runs. Where it names topics, groups or transactional ids, the handler asks for each of
+them, by `request.access`, before it does or tells anything about it: what may not is answered with the row's code, or
+left out of what nobody asked for by name, and all else is served. An API without a row is denied. Knows no connection
+and no message; decisions are made by `kafscale.security.access`.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import IntEnum
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import Final
 
+from kafscale.clock import Clock
+from kafscale.logs import RateLimited
+from kafscale.metrics import DENIALS, MetricsBlock
 from kafscale.protocol.api import ApiKey
 from kafscale.protocol.error_codes import ErrorCode
+from kafscale.security import needs
+from kafscale.security.access import Access, Budget, FullAccess, NoAccess, SnapshotAccess
+from kafscale.security.needs import Need
+from kafscale.security.snapshot import Snapshot
 
-if TYPE_CHECKING:
-    from workers.context import Request
+log = logging.getLogger(__name__)
 
+# Principals, each with a host, whose decisions are kept at the same time.
+ACCESSES_MAX: Final = 4096
+# A denial of the same thing to the same principal is logged once in so long, as KafScale does.
+DENIAL_INTERVAL_SECONDS: Final = 60.0
+# What is repeated of a name or principal in a log line.
+SHOWN_MAX: Final = 256
 
-class Operation(IntEnum):
-    """Kafka's AclOperation, with its numbers."""
-
-    READ = 3
-    WRITE = 4
-    CREATE = 5
-    DELETE = 6
-    ALTER = 7
-    DESCRIBE = 8
-    CLUSTER_ACTION = 9
-    DESCRIBE_CONFIGS = 10
-    ALTER_CONFIGS = 11
-    IDEMPOTENT_WRITE = 12
-
-
-class ResourceType(IntEnum):
-    """Kafka's ResourceType, with its numbers."""
-
-    TOPIC = 2
-    GROUP = 3
-    CLUSTER = 4
-    TRANSACTIONAL_ID = 5
-
-
-@dataclass(frozen=True, slots=True)
-class Requirement:
-    """An operation on a kind of resource. `denied` is the error code of a request that may not."""
-
-    operation: Operation
-    resource: ResourceType
-    denied: ErrorCode
+# What a field of authorized operations says where it was not asked for (KIP-430).
+NOT_ASKED_FOR: Final = -(2**31)
 
 
 class Open:
     """The row of an API that anyone may call."""
 
 
-Row = Requirement | Open
+@dataclass(frozen=True, slots=True)
+class OnCluster:
+    """The row of an API about the cluster as a whole. `denied` is what a request that may not is told."""
 
-_CODE_OF: Final = {
-    ResourceType.TOPIC: ErrorCode.TOPIC_AUTHORIZATION_FAILED,
-    ResourceType.GROUP: ErrorCode.GROUP_AUTHORIZATION_FAILED,
-    ResourceType.CLUSTER: ErrorCode.CLUSTER_AUTHORIZATION_FAILED,
-    ResourceType.TRANSACTIONAL_ID: ErrorCode.TRANSACTIONAL_ID_AUTHORIZATION_FAILED,
-}
+    need: Need
+    denied: ErrorCode = ErrorCode.CLUSTER_AUTHORIZATION_FAILED
 
 
-def _needs(operation: Operation, resource: ResourceType) -> Requirement:
-    return Requirement(operation, resource, _CODE_OF[resource])
+@dataclass(frozen=True, slots=True)
+class PerItem:
+    """The row of an API whose handler asks for each thing that the request names. `denied` is what is said of one that
+    may not, where nothing more particular is; `needs` is what may be asked for."""
+
+    denied: ErrorCode
+    needs: tuple[Need, ...]
 
 
-def _rows() -> dict[ApiKey, Row]:
-    topic, group, cluster = ResourceType.TOPIC, ResourceType.GROUP, ResourceType.CLUSTER
+Row = Open | OnCluster | PerItem
+
+_TOPIC: Final = ErrorCode.TOPIC_AUTHORIZATION_FAILED
+_GROUP: Final = ErrorCode.GROUP_AUTHORIZATION_FAILED
+_CLUSTER: Final = ErrorCode.CLUSTER_AUTHORIZATION_FAILED
+_TRANSACTION: Final = ErrorCode.TRANSACTIONAL_ID_AUTHORIZATION_FAILED
+
+
+def _rows() -> dict[int, Row]:
+    key = ApiKey
+    # fmt: off
     return {
-        ApiKey.PRODUCE: _needs(Operation.WRITE, topic),
-        ApiKey.FETCH: _needs(Operation.READ, topic),
-        ApiKey.LIST_OFFSETS: _needs(Operation.DESCRIBE, topic),
-        ApiKey.METADATA: _needs(Operation.DESCRIBE, topic),
-        ApiKey.OFFSET_COMMIT: _needs(Operation.READ, group),
-        ApiKey.OFFSET_FETCH: _needs(Operation.DESCRIBE, group),
-        ApiKey.FIND_COORDINATOR: _needs(Operation.DESCRIBE, group),
-        ApiKey.JOIN_GROUP: _needs(Operation.READ, group),
-        ApiKey.HEARTBEAT: _needs(Operation.READ, group),
-        ApiKey.LEAVE_GROUP: _needs(Operation.READ, group),
-        ApiKey.SYNC_GROUP: _needs(Operation.READ, group),
-        ApiKey.DESCRIBE_GROUPS: _needs(Operation.DESCRIBE, group),
-        ApiKey.LIST_GROUPS: _needs(Operation.DESCRIBE, cluster),
-        ApiKey.SASL_HANDSHAKE: Open(),
-        ApiKey.API_VERSIONS: Open(),
-        ApiKey.CREATE_TOPICS: _needs(Operation.CREATE, topic),
-        ApiKey.DELETE_TOPICS: _needs(Operation.DELETE, topic),
-        ApiKey.DELETE_RECORDS: _needs(Operation.DELETE, topic),
-        ApiKey.INIT_PRODUCER_ID: _needs(Operation.IDEMPOTENT_WRITE, cluster),
-        ApiKey.OFFSET_FOR_LEADER_EPOCH: _needs(Operation.DESCRIBE, topic),
-        ApiKey.DESCRIBE_CONFIGS: _needs(Operation.DESCRIBE_CONFIGS, topic),
-        ApiKey.ALTER_CONFIGS: _needs(Operation.ALTER_CONFIGS, topic),
-        ApiKey.DESCRIBE_LOG_DIRS: _needs(Operation.DESCRIBE, cluster),
-        ApiKey.SASL_AUTHENTICATE: Open(),
-        ApiKey.CREATE_PARTITIONS: _needs(Operation.ALTER, topic),
-        ApiKey.DELETE_GROUPS: _needs(Operation.DELETE, group),
-        ApiKey.INCREMENTAL_ALTER_CONFIGS: _needs(Operation.ALTER_CONFIGS, topic),
-        ApiKey.OFFSET_DELETE: _needs(Operation.DELETE, group),
-        # Open in Kafka's code, though its documentation says Describe Cluster; brokers are told to anyone anyway.
-        ApiKey.DESCRIBE_CLUSTER: Open(),
+        key.PRODUCE: PerItem(_TOPIC, (needs.WRITE_TOPIC, needs.WRITE_TRANSACTION)),
+        # Who says that he is a broker (a replica id) needs CLUSTER_ACTION, and is told that he may not of every
+        # partition (CVE-2018-1288).
+        key.FETCH: PerItem(_TOPIC, (needs.READ_TOPIC, needs.CLUSTER_ACTION)),
+        key.LIST_OFFSETS: PerItem(_TOPIC, (needs.DESCRIBE_OFFSETS,)),
+        key.METADATA: PerItem(_TOPIC, (needs.DESCRIBE_TOPIC, needs.CREATE_BY_USE)),
+        key.OFFSET_COMMIT: PerItem(_GROUP, (needs.READ_GROUP, needs.READ_TOPIC)),
+        key.OFFSET_FETCH: PerItem(_GROUP, (needs.DESCRIBE_GROUP, needs.DESCRIBE_TOPIC)),
+        key.FIND_COORDINATOR: PerItem(_GROUP, (needs.FIND_GROUP, needs.DESCRIBE_TRANSACTION, needs.CLUSTER_ACTION)),
+        key.JOIN_GROUP: PerItem(_GROUP, (needs.READ_GROUP,)),
+        key.HEARTBEAT: PerItem(_GROUP, (needs.READ_GROUP,)),
+        key.LEAVE_GROUP: PerItem(_GROUP, (needs.READ_GROUP,)),
+        key.SYNC_GROUP: PerItem(_GROUP, (needs.READ_GROUP,)),
+        key.DESCRIBE_GROUPS: PerItem(_GROUP, (needs.DESCRIBE_GROUP,)),
+        # Never an error: what may not be seen is left out.
+        key.LIST_GROUPS: PerItem(_GROUP, (needs.LIST_GROUP,)),
+        key.SASL_HANDSHAKE: Open(),
+        key.API_VERSIONS: Open(),
+        key.CREATE_TOPICS: PerItem(_TOPIC, (needs.CREATE_ANY_TOPIC, needs.DESCRIBE_CONFIGS_OF_TOPIC)),
+        key.DELETE_TOPICS: PerItem(_TOPIC, (needs.DELETE_ANY_TOPIC, needs.DESCRIBE_TOPIC)),
+        key.DELETE_RECORDS: PerItem(_TOPIC, (needs.DELETE_TOPIC,)),
+        # `Access.writes_somewhere`: to write idempotently, or to write to any topic at all (KIP-679).
+        key.INIT_PRODUCER_ID: PerItem(_CLUSTER, (needs.IDEMPOTENT_WRITE, needs.WRITE_TRANSACTION)),
+        key.OFFSET_FOR_LEADER_EPOCH: PerItem(_TOPIC, (needs.DESCRIBE_EPOCHS,)),
+        key.DESCRIBE_CONFIGS: PerItem(
+            _TOPIC,
+            (needs.DESCRIBE_CONFIGS_OF_TOPIC, needs.DESCRIBE_CONFIGS_OF_GROUP, needs.DESCRIBE_CONFIGS_OF_CLUSTER),
+        ),
+        key.ALTER_CONFIGS: PerItem(
+            _TOPIC, (needs.ALTER_CONFIGS_OF_TOPIC, needs.ALTER_CONFIGS_OF_GROUP, needs.ALTER_CONFIGS_OF_CLUSTER)
+        ),
+        key.DESCRIBE_LOG_DIRS: OnCluster(needs.DESCRIBE_CLUSTER),
+        key.SASL_AUTHENTICATE: Open(),
+        key.CREATE_PARTITIONS: PerItem(_TOPIC, (needs.ALTER_TOPIC,)),
+        key.DELETE_GROUPS: PerItem(_GROUP, (needs.DELETE_GROUP,)),
+        key.INCREMENTAL_ALTER_CONFIGS: PerItem(
+            _TOPIC, (needs.ALTER_CONFIGS_OF_TOPIC, needs.ALTER_CONFIGS_OF_GROUP, needs.ALTER_CONFIGS_OF_CLUSTER)
+        ),
+        key.OFFSET_DELETE: PerItem(_GROUP, (needs.DELETE_GROUP, needs.READ_TOPIC)),
+        # Open in Kafka's code, though its documentation says Describe Cluster; brokers are told to anyone anyway. What
+        # the client may do to the cluster is told only to who may describe it.
+        key.DESCRIBE_CLUSTER: Open(),
     }
+    # fmt: on
 
 
-REQUIREMENTS: Final[Mapping[ApiKey, Row]] = MappingProxyType(_rows())
+REQUIREMENTS: Final[Mapping[int, Row]] = MappingProxyType(_rows())
+"""By the number of the API."""
 
 
-def _bits(*operations: Operation) -> int:
-    return sum(1 << operation for operation in operations)
+class Authority:
+    """The rules in force at this worker, and the decisions made by them.
 
+    Until the first snapshot comes nobody may anything, unless authorization is off. `rules` changes its identity when
+    other rules come into force: an `Access` whose `rules` is another is to be asked for anew.
+    """
 
-# What can be done to each kind of resource, as the bit field in which clients are told what they may do (KIP-430).
-SUPPORTED_OPERATIONS: Final[Mapping[ResourceType, int]] = MappingProxyType(
-    {
-        ResourceType.TOPIC: _bits(
-            Operation.READ,
-            Operation.WRITE,
-            Operation.CREATE,
-            Operation.DELETE,
-            Operation.ALTER,
-            Operation.DESCRIBE,
-            Operation.DESCRIBE_CONFIGS,
-            Operation.ALTER_CONFIGS,
-        ),
-        ResourceType.GROUP: _bits(
-            Operation.READ,
-            Operation.DELETE,
-            Operation.DESCRIBE,
-            Operation.DESCRIBE_CONFIGS,
-            Operation.ALTER_CONFIGS,
-        ),
-        ResourceType.CLUSTER: _bits(
-            Operation.CREATE,
-            Operation.ALTER,
-            Operation.DESCRIBE,
-            Operation.CLUSTER_ACTION,
-            Operation.DESCRIBE_CONFIGS,
-            Operation.ALTER_CONFIGS,
-            Operation.IDEMPOTENT_WRITE,
-        ),
-    }
-)
-# What that bit field says where it was not asked for.
-NOT_ASKED_FOR: Final = -(2**31)
+    def __init__(self, clock: Clock, metrics: MetricsBlock, *, is_on: bool) -> None:
+        self.is_on = is_on
+        self.snapshot: Snapshot | None = None
+        self.rules: object = object()
+        self._cells = metrics.cells
+        self._denials = RateLimited(clock, DENIAL_INTERVAL_SECONDS)
+        self._accesses: dict[tuple[str, str], Access] = {}
+        self._budget = Budget(self._forget)
 
+    @property
+    def generation(self) -> int:
+        """Of the snapshot in force; 0 before the first."""
+        return 0 if self.snapshot is None else self.snapshot.generation
 
-class Authorizer(Protocol):
-    """Decides. Must not block and must not raise: what can't be decided is denied."""
+    def replace(self, snapshot: Snapshot) -> None:
+        """From now on, for every connection, these are the rules."""
+        self.snapshot = snapshot
+        self._forget()
 
-    def allows(self, request: Request, requirement: Requirement) -> bool: ...
+    def access(self, principal: str, host: str) -> Access:
+        """What the principal may do from this host."""
+        if not self.is_on:
+            host = ""
+        found = self._accesses.get((principal, host))
+        if found is not None:
+            return found
+        if len(self._accesses) >= ACCESSES_MAX:
+            self._forget()
+        access: Access
+        if self.snapshot is not None:
+            access = SnapshotAccess(self.snapshot, principal, host, self._denied, self.rules, self._budget)
+        elif self.is_on:
+            access = NoAccess(principal, host, self.rules)
+        else:
+            access = FullAccess(principal, host, self.rules)
+        self._accesses[principal, host] = access
+        return access
 
+    def _forget(self) -> None:
+        """Have every decision made anew."""
+        self.rules = object()
+        self._accesses = {}
+        self._budget = Budget(self._forget)
 
-class AllowAll:
-    """For a broker on which no authorization is set up."""
-
-    def allows(self, request: Request, requirement: Requirement) -> bool:
-        return True
+    def _denied(self, access: Access, need: Need, name: str) -> None:
+        self._cells[DENIALS.at(need.action_label, need.resource.name.lower())] += 1
+        held = self._denials.permit((need.index, access.principal, name))
+        if held is not None:
+            log.warning(
+                "denied",
+                extra={
+                    "principal": access.principal[:SHOWN_MAX],
+                    "client": access.host,
+                    "operation": need.operation.name,
+                    "resource": need.resource.name,
+                    "name_asked_for": name[:SHOWN_MAX],
+                    "generation": self.generation,
+                    "held_back": held,
+                },
+            )

@@ -7,21 +7,21 @@ a link to another worker for what that one has proven its right to say.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
+
+from kafscale.security.access import Access
 
 if TYPE_CHECKING:
     from workers.listener import Listener
     from workers.repeated_produce import RepeatedProduce
 
-# Who a client is before anyone asked it (Kafka's KafkaPrincipal.ANONYMOUS).
-ANONYMOUS: Final = "User:ANONYMOUS"
-
 
 class Caller:
     """`listener`: the address that the client came to. `forwards`: whether requests that concern other workers are
-    passed on to them. `repeated_produce`: how to serve a Produce that is like the last one; None until there is one."""
+    passed on to them. `repeated_produce`: how to serve a Produce that is like the last one; None until there is one.
+    `access`: what the principal may do; None until it asks for something."""
 
-    __slots__ = ("client_host", "forwards", "listener", "principal", "repeated_produce")
+    __slots__ = ("access", "client_host", "forwards", "listener", "principal", "repeated_produce")
 
     def __init__(self, listener: Listener, client_host: str, principal: str, *, forwards: bool) -> None:
         self.listener = listener
@@ -29,3 +29,4 @@ class Caller:
         self.client_host = client_host
         self.principal = principal
         self.repeated_produce: RepeatedProduce | None = None
+        self.access: Access | None = None

@@ -25,7 +25,8 @@ from kafscale.errors import ProtocolError
 from kafscale.metrics import BYTES_RECEIVED, BYTES_SENT
 from kafscale.protocol.fetch import FetchResult
 from kafscale.protocol.schema import Buffer
-from workers.caller import ANONYMOUS, Caller
+from kafscale.security.access import ANONYMOUS
+from workers.caller import Caller
 
 if TYPE_CHECKING:
     from workers.connections import Connections

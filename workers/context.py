@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import msgspec
 
@@ -17,6 +17,7 @@ from kafscale.config import Settings
 from kafscale.control import NodeAddress
 from kafscale.coordination.cluster import Assignment, ClusterState, Topic, slot_of
 from kafscale.protocol.headers import RequestHeader
+from kafscale.security.access import Access
 
 if TYPE_CHECKING:
     from kafscale.metrics import MetricsBlock
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from kafscale.storage.reads import ColdReader
     from kafscale.storage.worker_log import WorkerLog
     from workers.admin import Admin
+    from workers.authorization import Authority
     from workers.groups import Groups
     from workers.lease import Lease
     from workers.listener import Listener
@@ -33,13 +35,14 @@ if TYPE_CHECKING:
 
 
 class Request(msgspec.Struct, frozen=True, gc=False):
-    """One request as a handler sees it: its header, who sent it, and the listener that decides what the sender is told
-    of nodes. (A Struct: made for every request, ten times as fast as a frozen dataclass.)"""
+    """One request as a handler sees it: its header, who sent it, the listener that decides what the sender is told of
+    nodes, and what the sender may do. (A Struct: made for every request, ten times as fast as a frozen dataclass.)"""
 
     header: RequestHeader
     client_host: str
     principal: str
     listener: Listener
+    access: Access
 
 
 @dataclass(slots=True)
@@ -50,6 +53,12 @@ class ClusterView:
     state: ClusterState
     nodes: Mapping[int, NodeAddress] = field(default_factory=dict)
     _names: dict[bytes, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, node_id: int, state: ClusterState) -> Self:
+        view = cls(node_id, state)
+        view.replace_state(state)
+        return view
 
     def replace_state(self, state: ClusterState) -> None:
         self.state = state
@@ -82,6 +91,7 @@ class Context:
     groups: Groups
     admin: Admin
     producer_ids: ProducerIds
+    authority: Authority
     metrics: MetricsBlock
     bugs: PlantedBugs
     # Work begun by handlers that goes on after they return; called off when the worker stops.

@@ -22,7 +22,7 @@ from kafscale.protocol.api import APIS, Api, ApiKey, decode_request, encode_resp
 from kafscale.protocol.error_codes import ErrorCode
 from kafscale.protocol.headers import RequestHeader, parse_request_header
 from kafscale.protocol.schema import Buffer, Message
-from workers.authorization import REQUIREMENTS, Authorizer, Open, Requirement
+from workers.authorization import REQUIREMENTS, Authority, OnCluster, PerItem, Row
 from workers.caller import Caller
 from workers.connection import Pending
 from workers.context import Context, Request
@@ -84,7 +84,19 @@ AnyHandler = Handler | RawHandler
 class _Row:
     """A handler with all that dispatch needs of it at hand."""
 
-    __slots__ = ("api", "failed", "handler", "is_off", "max_version", "min_version", "raw", "requests", "requirement")
+    __slots__ = (
+        "api",
+        "failed",
+        "handler",
+        "is_listed",
+        "is_off",
+        "max_version",
+        "min_version",
+        "needs",
+        "raw",
+        "requests",
+        "requirement",
+    )
 
     def __init__(self, handler: AnyHandler, allow_admin_apis: bool) -> None:
         api: Api = APIS[handler.api]
@@ -100,15 +112,17 @@ class _Row:
             self.is_off = handler.is_admin and not allow_admin_apis
         self.requests = request_cell(api.key)
         # Without a row in the table nobody may.
-        self.requirement: Requirement | Open | None = REQUIREMENTS.get(api.key)
+        self.requirement: Row | None = REQUIREMENTS.get(api.key)
+        self.is_listed = self.requirement is not None
+        self.needs = self.requirement.need if isinstance(self.requirement, OnCluster) else None
 
 
 class Dispatcher:
     """Called by connections with every frame. Owns the tasks of handlers that wait and the answers kept for repeats."""
 
-    def __init__(self, context: Context, handlers: Sequence[AnyHandler], authorizer: Authorizer) -> None:
+    def __init__(self, context: Context, handlers: Sequence[AnyHandler]) -> None:
         self._context = context
-        self._authorizer = authorizer
+        self._authority: Authority = context.authority
         self._cells = context.metrics.cells
         self._rows = {int(h.api): _Row(h, context.settings.allow_admin_apis) for h in handlers}
         assert len(self._rows) == len(handlers), "an API is listed twice"
@@ -137,11 +151,11 @@ class Dispatcher:
             self._refuse_version(row, header, pending)
             return
         self._cells[row.requests] += 1
-        request = Request(header, connection.client_host, connection.principal, connection.listener)
-        requirement = row.requirement
-        is_allowed = isinstance(requirement, Open) or (
-            requirement is not None and self._authorizer.allows(request, requirement)
-        )
+        access = connection.access
+        if access is None or access.rules is not self._authority.rules or access.principal is not connection.principal:
+            access = connection.access = self._authority.access(connection.principal, connection.client_host)
+        request = Request(header, connection.client_host, connection.principal, connection.listener, access)
+        is_allowed = row.is_listed and (row.needs is None or access.allows_cluster(row.needs))
         if row.raw is None:
             self._serve(row, request, is_allowed, buffer, position, end, pending)
         elif not is_allowed:
@@ -185,7 +199,7 @@ class Dispatcher:
             key = (
                 header.api_key,
                 header.api_version,
-                request.principal,
+                request.access.scope,
                 request.listener,
                 bytes(buffer[position:end]),
             )
@@ -266,30 +280,38 @@ def _close_reason(error: Exception) -> str:
 def _denial(row: _Row) -> Invalid:
     """Why the request may not be served, with the code that Kafka gives a client without the right to it."""
     needs = row.requirement
-    code = needs.denied if isinstance(needs, Requirement) else ErrorCode.CLUSTER_AUTHORIZATION_FAILED
+    code = needs.denied if isinstance(needs, OnCluster | PerItem) else ErrorCode.CLUSTER_AUTHORIZATION_FAILED
     if row.is_off:
         return Invalid(code, "admin APIs are switched off on this broker (allow_admin_apis)")
     return Invalid(code, "not authorized")
 
 
-# API, version, principal, listener, body.
-_Repeatable = tuple[int, int, str, Listener, bytes]
+# API, version, whose rights, listener, body.
+_Repeatable = tuple[int, int, object, Listener, bytes]
 
 
 class _RepeatedAnswers:
-    """Encoded answers by request, less size and correlation id. Forgotten when the cluster's state or nodes change."""
+    """Encoded answers by request and by what its sender may see, less size and correlation id. Forgotten when the
+    cluster's state, its nodes or the rules change."""
 
     def __init__(self, context: Context) -> None:
         self._cluster = context.cluster
+        self._authority = context.authority
         self._state: object = None
         self._nodes: object = None
+        self._rules: object = None
         self._answers: dict[_Repeatable, bytes] = {}
         self._size = 0
 
     def get(self, key: _Repeatable) -> bytes | None:
-        if self._cluster.state is not self._state or self._cluster.nodes is not self._nodes:
+        if (
+            self._cluster.state is not self._state
+            or self._cluster.nodes is not self._nodes
+            or self._authority.rules is not self._rules
+        ):
             self._state = self._cluster.state
             self._nodes = self._cluster.nodes
+            self._rules = self._authority.rules
             self._answers.clear()
             self._size = 0
         return self._answers.get(key)

@@ -44,6 +44,7 @@ class RepeatedProduce:
         "_head",
         "_is_flexible",
         "_partition",
+        "_rules",
         "_timeout_ms",
         "_topic",
         "_version",
@@ -59,6 +60,8 @@ class RepeatedProduce:
         self._topic = view.partitions[0][0]
         self._partition = partition
         self._generation = context.ownership.generation
+        # The request that was learnt from was allowed by these.
+        self._rules = context.authority.rules
         self._head = frame_start[:4]
         self._constant = frame_start[8:]
         self._constant_end = len(frame_start)
@@ -101,7 +104,9 @@ class RepeatedProduce:
             return False
         context = self._context
         partition = self._partition
-        if context.ownership.generation != self._generation or end - position < HEADER_BYTES:
+        if context.ownership.generation != self._generation or context.authority.rules is not self._rules:
+            return False
+        if end - position < HEADER_BYTES:
             return False
         if self._is_flexible:
             length = buffer[position]

@@ -58,7 +58,7 @@ from kafscale.storage.takeover import LogReader
 from kafscale.storage.worker_log import WorkerLog
 from workers.admin import Admin
 from workers.apis import handlers
-from workers.authorization import AllowAll
+from workers.authorization import Authority
 from workers.checkpoints import Checkpointer
 from workers.connection import SMALL_FRAME_BYTES
 from workers.connections import Connections
@@ -118,8 +118,7 @@ class Worker:
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_loading = False
         keys = Keys(settings.cluster_namespace)
-        self.cluster = ClusterView(configure.node_id, decode_state(configure.cluster_state))
-        self.cluster.replace_state(self.cluster.state)
+        self.cluster = ClusterView.of(configure.node_id, decode_state(configure.cluster_state))
         self._set_nodes(configure.nodes)
         self.log = WorkerLog(metered, keys, configure.log_id, clock, random_source, self._fenced, bugs)
         tail = TailCache(settings.cache_bytes - settings.cache_bytes // COLD_SHARE)
@@ -142,6 +141,7 @@ class Worker:
         )
         self._admin = Admin(clock, send)
         self.lease = Lease(clock, self.log, settings.worker_hang_timeout_ms / 1000 * LEASE_SHARE)
+        self.authority = Authority(clock, metrics, is_on=settings.acl_enabled)
         context = Context(
             settings=settings,
             clock=clock,
@@ -154,14 +154,14 @@ class Worker:
             groups=self.groups,
             admin=self._admin,
             producer_ids=ProducerIds(metered, keys, clock, random_source, configure.log_id),
+            authority=self.authority,
             metrics=metrics,
             bugs=bugs,
             tasks=self._tasks,
             hold_produce=self._hold_produce,
         )
         slabs = SlabPool(SLAB_BYTES, settings.cache_bytes + settings.produce_buffer_bytes, tail.evict)
-        dispatcher = Dispatcher(context, handlers(), AllowAll())
-        self.connections = Connections(settings, clock, slabs, metrics, dispatcher)
+        self.connections = Connections(settings, clock, slabs, metrics, Dispatcher(context, handlers()))
         self.compactor = Compactor(
             metered,
             keys,

@@ -45,6 +45,7 @@ class Setting(NamedTuple):
     metavar: str = ""
     pattern: str = ""  # What a text must match as a whole.
     secret: bool = False  # Never shown, and no flag: a command line is visible to every user of a machine.
+    blank_is_auto: bool = False  # An empty text is as good as none, as in KafScale.
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -222,6 +223,40 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ] = 1_800_000
     group_max_size: Annotated[int, Setting("Most members of a group.", 1, 100_000)] = 10_000
 
+    acl_enabled: Annotated[bool, Setting("Authorize requests by ACLs. Without it everybody may do everything.")] = False
+    acl_json: Annotated[
+        str | None,
+        Setting("KafScale's ACL document itself.", auto="acl_file", metavar="JSON", blank_is_auto=True),
+    ] = None
+    acl_file: Annotated[
+        str | None,
+        Setting("File with KafScale's ACL document.", auto="no document", metavar="FILE", blank_is_auto=True),
+    ] = None
+    acl_fail_open: Annotated[
+        bool,
+        Setting(
+            "Do without KafScale's ACL document where it is missing or can't be read; else nothing is allowed then."
+        ),
+    ] = False
+    acl_file_check_interval_ms: Annotated[
+        int, Setting("How often acl_file is looked at for changes.", 50, 3_600_000)
+    ] = 250
+    kafka_acl_enabled: Annotated[
+        bool | None,
+        Setting("Go by Kafka's ACLs, which clients create, as well.", auto="where super_users is set"),
+    ] = None
+    super_users: Annotated[
+        str | None,
+        Setting(
+            "Principals that may do everything, with semicolons between them.",
+            auto="none",
+            metavar="User:NAME;…",
+        ),
+    ] = None
+    allow_everyone_if_no_acl_found: Annotated[
+        bool, Setting("By Kafka's ACLs, everybody may do everything to what no ACL names.")
+    ] = False
+
     allow_admin_apis: Annotated[bool, Setting("Serve requests that create, change and delete topics and groups.")] = (
         True
     )
@@ -233,6 +268,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     log_format: Annotated[
         Literal["auto", "json", "text"], Setting("Form of log lines; auto is text on a terminal, else json.")
     ] = "auto"
+
+    @property
+    def are_kafka_acls_on(self) -> bool:
+        """Whether Kafka's ACLs, those of the catalogue, have a say."""
+        wanted = self.super_users is not None if self.kafka_acl_enabled is None else self.kafka_acl_enabled
+        return self.acl_enabled and wanted
 
     @property
     def advertised(self) -> Endpoint:
@@ -250,6 +291,7 @@ SECTIONS = {
     "etcd_endpoints": "Cluster",
     "auto_create_topics": "Topics and records",
     "offsets_topic_partitions": "Consumer groups",
+    "acl_enabled": "Authorization",
     "allow_admin_apis": "Operation",
 }
 

@@ -226,6 +226,7 @@ def _check_together(settings: Settings, sources: Mapping[str, Source]) -> None:
             f"socket_request_max_bytes, {settings.socket_request_max_bytes}, so the largest request would never fit"
         )
     _check_s3(settings, sources)
+    _check_acls(settings, sources)
     if settings.worker_ports is not None:
         last = settings.worker_ports + settings.workers - 1
         if last > 65535:
@@ -251,6 +252,23 @@ def _check_s3(settings: Settings, sources: Mapping[str, Source]) -> None:
         for name in ("s3_read_region", "s3_read_endpoint"):
             if name in given:
                 raise UsageError(f"{_named(name, sources)}: there is no replica; set s3_read_bucket too")
+
+
+def _check_acls(settings: Settings, sources: Mapping[str, Source]) -> None:
+    """Whoever says who may what, and not that it counts, would believe himself safe. (KafScale's document may be there
+    and switched off.)"""
+    for user in filter(str.strip, (settings.super_users or "").split(";")):
+        kind, colon, name = user.strip().partition(":")
+        if not (kind and colon and name):
+            example = f"User:{kind or name}" if kind or name else "User:alice"
+            raise UsageError(
+                f"{_named('super_users', sources)}: {user.strip()!r} is no principal; write its type too: {example}"
+            )
+    if settings.acl_enabled:
+        return
+    for name in ("kafka_acl_enabled", "super_users", "allow_everyone_if_no_acl_found"):
+        if getattr(settings, name):
+            raise UsageError(f"{_named(name, sources)}: ACLs are off, so it would do nothing; set acl_enabled too")
 
 
 def _parsed(declaration: Declaration, text: str, source: Source) -> Any:

@@ -21,6 +21,8 @@ _SHOWN_MAX = 80
 def parse_text(declaration: Declaration, text: str) -> Any:
     """The value of a flag or variable; None for `auto`. Raises ValueError."""
     text = text.strip()
+    if not text and declaration.setting.blank_is_auto:
+        return None
     if not text:
         raise ValueError("is empty; give a value or leave it out")
     if declaration.setting.auto and text.lower() == "auto":

@@ -32,8 +32,8 @@ from kafscale.security.verdicts import Verdict, decide, in_either_place, in_eith
 
 log = logging.getLogger(__name__)
 
-# Decisions remembered by one `Access`; when there are more, all are forgotten.
-DECISIONS_MAX: Final = 8192
+# Decisions remembered by all `Access`es of a worker together.
+DECISIONS_MAX: Final = 262_144
 # A name that Kafka's authorizeByResourceType asks about, so that what is allowed by default counts.
 _HARDCODE: Final = b"hardcode"
 _USER: Final = "User:"
@@ -41,11 +41,26 @@ ANONYMOUS: Final = "User:ANONYMOUS"
 """Who a client is whose listener knows no names (Kafka's KafkaPrincipal.ANONYMOUS)."""
 
 
+class Budget:
+    """How many more decisions may be remembered; `on_spent` is called when there are none left."""
+
+    __slots__ = ("left", "on_spent")
+
+    def __init__(self, on_spent: Callable[[], None] | None = None) -> None:
+        self.left = DECISIONS_MAX
+        self.on_spent = on_spent
+
+
 class Access(Protocol):
-    """What handlers ask. A `need` is of `needs.py`; the name of the cluster is `kafka-cluster`."""
+    """What handlers ask. A `need` is of `needs.py`; the name of the cluster is `kafka-cluster`. `rules` is the same for
+    as long as the same rules are in force, and `scope` for all who may do the same by them."""
 
     principal: str
     host: str
+    rules: object
+
+    @property
+    def scope(self) -> object: ...
 
     def allows(self, need: Need, name: str) -> bool:
         """Whether the client may. For what was asked for: a denial is counted and logged."""
@@ -64,22 +79,26 @@ class Access(Protocol):
 
 
 class FullAccess:
-    """For a broker on which no authorization is set up: everything is allowed, but to be a broker. Brokers here don't
-    fetch from each other, so who says that he is one is mistaken, or worse."""
+    """For a broker on which no authorization is set up: everything is allowed."""
 
-    __slots__ = ("host", "principal")
+    __slots__ = ("host", "principal", "rules")
 
-    def __init__(self, principal: str, host: str) -> None:
+    def __init__(self, principal: str, host: str, rules: object = None) -> None:
         self.principal = principal
         self.host = host
+        self.rules = rules
+
+    @property
+    def scope(self) -> object:
+        return ""
 
     def allows(self, need: Need, name: str) -> bool:
-        return need.grant is not Grant.NEVER
+        return True
 
     shows = allows
 
     def allows_cluster(self, need: Need) -> bool:
-        return need.grant is not Grant.NEVER
+        return True
 
     def writes_somewhere(self) -> bool:
         return True
@@ -91,11 +110,16 @@ class FullAccess:
 class NoAccess:
     """For a broker that has no rules yet."""
 
-    __slots__ = ("host", "principal")
+    __slots__ = ("host", "principal", "rules")
 
-    def __init__(self, principal: str, host: str) -> None:
+    def __init__(self, principal: str, host: str, rules: object = None) -> None:
         self.principal = principal
         self.host = host
+        self.rules = rules
+
+    @property
+    def scope(self) -> object:
+        return ""
 
     def allows(self, need: Need, name: str) -> bool:
         return False
@@ -119,7 +143,7 @@ class SnapshotAccess:
     """The decisions of one principal and host on one snapshot."""
 
     __slots__ = (
-        "_count",
+        "_budget",
         "_decisions",
         "_document",
         "_is_broken",
@@ -128,11 +152,22 @@ class SnapshotAccess:
         "_on_denied",
         "host",
         "principal",
+        "rules",
         "snapshot",
     )
 
-    def __init__(self, snapshot: Snapshot, principal: str, host: str, on_denied: OnDenied | None = None) -> None:
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        principal: str,
+        host: str,
+        on_denied: OnDenied | None = None,
+        rules: object = None,
+        budget: Budget | None = None,
+    ) -> None:
+        """`rules` is only kept; `budget` is shared with others."""
         self.snapshot = snapshot
+        self.rules = rules
         self.principal = principal
         self.host = normal_host(host)
         self._on_denied = on_denied
@@ -147,9 +182,13 @@ class SnapshotAccess:
         self._document = None
         if snapshot.has_document:
             self._document = snapshot.groups(DOCUMENT_SUBJECT, document_name(principal))
-        # By need and name. A list, as it takes less time to get at than a dictionary.
-        self._decisions: list[dict[str, bool]] = [{} for _ in NEEDS]
-        self._count = 0
+        # By need and name; dictionaries of their own only for what was asked for.
+        self._decisions: list[dict[str, bool]] = [_NOTHING] * len(NEEDS)
+        self._budget = budget or Budget()
+
+    @property
+    def scope(self) -> object:
+        return (self.principal, self.host) if self.snapshot.has_hosts else self.principal
 
     def allows(self, need: Need, name: str) -> bool:
         decision = self._decisions[need.index].get(name)
@@ -202,12 +241,17 @@ class SnapshotAccess:
         return self._remember(need, name, decision)
 
     def _remember(self, need: Need, name: str, decision: bool) -> bool:
-        self._count += 1
-        if self._count > DECISIONS_MAX:
-            for decisions in self._decisions:
-                decisions.clear()
-            self._count = 1
-        self._decisions[need.index][name] = decision
+        budget = self._budget
+        budget.left -= 1
+        if budget.left < 0:
+            budget.left = DECISIONS_MAX
+            self._decisions = [_NOTHING] * len(NEEDS)
+            if budget.on_spent is not None:
+                budget.on_spent()
+        decisions = self._decisions[need.index]
+        if decisions is _NOTHING:
+            decisions = self._decisions[need.index] = {}
+        decisions[name] = decision
         return decision
 
     def _verdicts(self, need: Need, name: bytes) -> tuple[Verdict | None, Verdict | None]:
@@ -220,9 +264,9 @@ class SnapshotAccess:
 
     def _kafka_verdict(self, need: Need, name: bytes) -> Verdict:
         verdict = self._kafka_verdict_on(need.resource, name, need.grants, need.denies)
-        if need.or_cluster and verdict is not Verdict.ALLOW:
-            on_cluster = self._kafka_verdict_on(ResourceType.CLUSTER, _CLUSTER_BYTES, need.grants, need.denies)
-            return in_either_place(verdict, on_cluster)
+        if need.or_cluster is not None and verdict is not Verdict.ALLOW:
+            masks = need.grants_on_cluster, need.denies_on_cluster
+            return in_either_place(verdict, self._kafka_verdict_on(ResourceType.CLUSTER, _CLUSTER_BYTES, *masks))
         return verdict
 
     def kafka_verdict(self, resource: int, name: str, grants: int, denies: int) -> Verdict:
@@ -341,11 +385,10 @@ class SnapshotAccess:
     def _bearing_rules(self, need: Need, name: str) -> Iterator[MatchedRule]:
         """Every rule that matches and bears on the need, Kafka's first, the most particular of a source first."""
         snapshot = self.snapshot
-        places = [(need.resource, name)]
-        if need.or_cluster:
-            places.append((ResourceType.CLUSTER, CLUSTER_NAME))
-        for resource, asked in places:
-            yield from self.kafka_rules(resource, asked, need.grants, need.denies)
+        yield from self.kafka_rules(need.resource, name, need.grants, need.denies)
+        if need.or_cluster is not None:
+            masks = need.grants_on_cluster, need.denies_on_cluster
+            yield from self.kafka_rules(ResourceType.CLUSTER, CLUSTER_NAME, *masks)
         if self._document is None:
             return
         is_cluster = need.resource == ResourceType.CLUSTER
@@ -375,6 +418,7 @@ def document_name(principal: str) -> str:
     return kafscale_document.principal_name(principal.removeprefix(_USER))
 
 
+_NOTHING: Final[dict[str, bool]] = {}
 _PRODUCE: Final = bits(Action.PRODUCE)
 _ADMIN: Final = bits(Action.ADMIN)
 _TOPIC_ADMIN: Final = bits(Action.TOPIC_ADMIN)

@@ -91,8 +91,8 @@ class Need:
     label: str
     operation: Operation
     resource: ResourceType
-    # Kafka's side: also satisfied by the same operation on the cluster.
-    or_cluster: bool
+    # Kafka's side: an operation on the cluster that will do as well.
+    or_cluster: Operation | None
     # KafScale's side: which actions on the resource, and whether administration will do as well.
     grant: Grant
     actions: int
@@ -101,6 +101,8 @@ class Need:
     action_label: str
     grants: int
     denies: int
+    grants_on_cluster: int
+    denies_on_cluster: int
 
     def __str__(self) -> str:
         return f"{self.operation.name} on {self.resource.name}"
@@ -118,7 +120,7 @@ class _Declaring:
         resource: ResourceType,
         *actions: Action,
         grant: Grant = Grant.ANY,
-        or_cluster: bool = False,
+        or_cluster: Operation | None = None,
         or_admin: bool = False,
         label: str = "",
     ) -> Need:
@@ -137,6 +139,8 @@ class _Declaring:
             action_label=action_label,
             grants=granting(operation),
             denies=denying(operation),
+            grants_on_cluster=0 if or_cluster is None else granting(or_cluster),
+            denies_on_cluster=0 if or_cluster is None else denying(or_cluster),
         )
         self.declared.append(need)
         return need
@@ -149,19 +153,22 @@ _TRANSACTION = ResourceType.TRANSACTIONAL_ID
 READ_TOPIC: Final = _need(Operation.READ, _TOPIC, Action.FETCH)
 WRITE_TOPIC: Final = _need(Operation.WRITE, _TOPIC, Action.PRODUCE)
 DESCRIBE_TOPIC: Final = _need(Operation.DESCRIBE, _TOPIC, Action.FETCH, Action.PRODUCE, or_admin=True)
-# KafScale lets only readers ask for offsets.
+# KafScale lets only readers ask for offsets. A broker may ask for the epochs of every topic.
 DESCRIBE_OFFSETS: Final = _need(Operation.DESCRIBE, _TOPIC, Action.FETCH, label="describe_offsets")
+DESCRIBE_EPOCHS: Final = _need(
+    Operation.DESCRIBE, _TOPIC, Action.FETCH, or_cluster=Operation.CLUSTER_ACTION, label="describe_epochs"
+)
 CREATE_TOPIC: Final = _need(Operation.CREATE, _TOPIC, grant=Grant.ADMIN)
 CREATE_ANY_TOPIC: Final = _need(
-    Operation.CREATE, _TOPIC, grant=Grant.ADMIN, or_cluster=True, label="create_topic_or_cluster"
+    Operation.CREATE, _TOPIC, grant=Grant.ADMIN, or_cluster=Operation.CREATE, label="create_topic_or_cluster"
 )
 # By use: the topic that a producer asks for and that isn't there.
 CREATE_BY_USE: Final = _need(
-    Operation.CREATE, _TOPIC, Action.PRODUCE, or_admin=True, or_cluster=True, label="create_topic_by_use"
+    Operation.CREATE, _TOPIC, Action.PRODUCE, or_admin=True, or_cluster=Operation.CREATE, label="create_topic_by_use"
 )
 DELETE_TOPIC: Final = _need(Operation.DELETE, _TOPIC, grant=Grant.ADMIN)
 DELETE_ANY_TOPIC: Final = _need(
-    Operation.DELETE, _TOPIC, grant=Grant.ADMIN, or_cluster=True, label="delete_topic_or_cluster"
+    Operation.DELETE, _TOPIC, grant=Grant.ADMIN, or_cluster=Operation.DELETE, label="delete_topic_or_cluster"
 )
 ALTER_TOPIC: Final = _need(Operation.ALTER, _TOPIC, grant=Grant.ADMIN)
 DESCRIBE_CONFIGS_OF_TOPIC: Final = _need(Operation.DESCRIBE_CONFIGS, _TOPIC, Action.FETCH)
@@ -172,7 +179,9 @@ DESCRIBE_GROUP: Final = _need(Operation.DESCRIBE, _GROUP, Action.GROUP_READ)
 FIND_GROUP: Final = _need(
     Operation.DESCRIBE, _GROUP, Action.GROUP_READ, Action.GROUP_WRITE, Action.GROUP_ADMIN, label="find_group"
 )
-LIST_GROUP: Final = _need(Operation.DESCRIBE, _GROUP, Action.GROUP_READ, or_cluster=True, label="list_group")
+LIST_GROUP: Final = _need(
+    Operation.DESCRIBE, _GROUP, Action.GROUP_READ, or_cluster=Operation.DESCRIBE, label="list_group"
+)
 DELETE_GROUP: Final = _need(Operation.DELETE, _GROUP, Action.GROUP_ADMIN)
 DESCRIBE_CONFIGS_OF_GROUP: Final = _need(Operation.DESCRIBE_CONFIGS, _GROUP, Action.GROUP_READ)
 ALTER_CONFIGS_OF_GROUP: Final = _need(Operation.ALTER_CONFIGS, _GROUP, Action.GROUP_ADMIN)

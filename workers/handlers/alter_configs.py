@@ -8,17 +8,20 @@ Left out: groups, client metrics, broker loggers.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import IntEnum
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Final
 
 from kafscale.coordination.commands import MAX_COMMANDS, AlterConfigs
+from kafscale.protocol.acls import CLUSTER_NAME
 from kafscale.protocol.error_codes import ErrorCode
 from kafscale.protocol.messages.alter_configs import (
     AlterConfigsRequest,
     AlterConfigsResourceResponse,
     AlterConfigsResponse,
 )
+from kafscale.security.needs import ALTER_CONFIGS_OF_CLUSTER, ALTER_CONFIGS_OF_GROUP, ALTER_CONFIGS_OF_TOPIC, Need
 from workers.context import Context, Request
 
 
@@ -39,6 +42,7 @@ Identity = tuple[int, str]
 async def handle(context: Context, request: Request, message: AlterConfigsRequest) -> AlterConfigsResponse:
     outcomes = await alter(
         context,
+        request,
         message.resources,
         lambda resource: AlterConfigs(
             topic=resource.resource_name,
@@ -56,7 +60,7 @@ def failed(message: AlterConfigsRequest, code: int, text: str) -> AlterConfigsRe
 
 
 async def alter(
-    context: Context, resources: Sequence[Any], command: Callable[[Any], AlterConfigs]
+    context: Context, request: Request, resources: Sequence[Any], command: Callable[[Any], AlterConfigs]
 ) -> dict[Identity, Outcome]:
     """Have the resources changed; error code and text for each (type, name), in the order of the request."""
     named = Counter((resource.resource_type, resource.resource_name) for resource in resources)
@@ -64,7 +68,7 @@ async def alter(
     commands: dict[Identity, AlterConfigs] = {}
     for resource in resources:
         identity = (resource.resource_type, resource.resource_name)
-        complaint = _complaint(identity, named[identity], len(commands))
+        complaint = _complaint(request, identity, named[identity], len(commands))
         if complaint is None:
             commands[identity] = command(resource)
         else:
@@ -74,10 +78,35 @@ async def alter(
     return outcomes
 
 
-def _complaint(identity: Identity, times: int, accepted: int) -> Outcome | None:
-    kind, _ = identity
+def denial(
+    request: Request, kind: int, name: str, needs: Mapping[int, tuple[Need, str | None, ErrorCode]]
+) -> Outcome | None:
+    """What is said of a resource that the client may not ask for; None if he may. `needs`: by type of resource."""
+    need, fixed_name, code = needs.get(kind, (None, None, ErrorCode.NONE))
+    if need is None or request.access.allows(need, name if fixed_name is None else fixed_name):
+        return None
+    return code, "not authorized"
+
+
+NEEDS_TO_ALTER: Final[Mapping[int, tuple[Need, str | None, ErrorCode]]] = MappingProxyType(
+    {
+        ConfigResourceType.TOPIC: (ALTER_CONFIGS_OF_TOPIC, None, ErrorCode.TOPIC_AUTHORIZATION_FAILED),
+        ConfigResourceType.GROUP: (ALTER_CONFIGS_OF_GROUP, None, ErrorCode.GROUP_AUTHORIZATION_FAILED),
+        **dict.fromkeys(
+            (ConfigResourceType.BROKER, ConfigResourceType.BROKER_LOGGER, ConfigResourceType.CLIENT_METRICS),
+            (ALTER_CONFIGS_OF_CLUSTER, CLUSTER_NAME, ErrorCode.CLUSTER_AUTHORIZATION_FAILED),
+        ),
+    }
+)
+
+
+def _complaint(request: Request, identity: Identity, times: int, accepted: int) -> Outcome | None:
+    kind, name = identity
     if times > 1:
         return ErrorCode.INVALID_REQUEST, "the resource is named more than once in the request"
+    denied = denial(request, kind, name, NEEDS_TO_ALTER)
+    if denied is not None:
+        return denied
     if kind == ConfigResourceType.BROKER:
         text = "a broker's settings come from its flags, environment and file, and can't be changed by a request"
         return ErrorCode.INVALID_CONFIG, text

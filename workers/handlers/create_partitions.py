@@ -15,6 +15,7 @@ from kafscale.protocol.messages.create_partitions import (
     CreatePartitionsTopic,
     CreatePartitionsTopicResult,
 )
+from kafscale.security.needs import ALTER_TOPIC
 from workers.context import Context, Request
 
 
@@ -26,6 +27,8 @@ async def handle(context: Context, request: Request, message: CreatePartitionsRe
         if named[topic.name] > 1:
             text = "the topic is named more than once in the request"
             results[topic.name] = _result(topic.name, ErrorCode.INVALID_REQUEST, text)
+        elif not request.access.allows(ALTER_TOPIC, topic.name):
+            results[topic.name] = _result(topic.name, ErrorCode.TOPIC_AUTHORIZATION_FAILED, "not authorized")
         elif len(commands) >= MAX_COMMANDS:
             text = f"a request may change {MAX_COMMANDS} topics at most"
             results[topic.name] = _result(topic.name, ErrorCode.POLICY_VIOLATION, text)

@@ -21,6 +21,7 @@ from kafscale.protocol.messages.create_topics import (
     CreateTopicsRequest,
     CreateTopicsResponse,
 )
+from kafscale.security.needs import CREATE_ANY_TOPIC, DESCRIBE_CONFIGS_OF_TOPIC
 from workers.context import Context, Request
 
 
@@ -29,7 +30,7 @@ async def handle(context: Context, request: Request, message: CreateTopicsReques
     wanted: dict[str, CreatableTopic] = {}
     results: dict[str, CreatableTopicResult] = {}
     for topic in message.topics:
-        complaint = _complaint(topic.name, named[topic.name], len(wanted))
+        complaint = _complaint(request, topic.name, named[topic.name], len(wanted))
         if complaint is None:
             wanted[topic.name] = topic
         else:
@@ -37,7 +38,7 @@ async def handle(context: Context, request: Request, message: CreateTopicsReques
     commands = [_command(topic, message.validate_only) for topic in wanted.values()]
     shown = _ShownConfigs(context.settings)
     for name, result in zip(wanted, await context.admin.submit(commands, message.timeout_ms / 1000), strict=True):
-        results[name] = _result(shown, name, result)
+        results[name] = _result(shown if request.access.shows(DESCRIBE_CONFIGS_OF_TOPIC, name) else None, name, result)
     return CreateTopicsResponse(topics=[results[name] for name in named])
 
 
@@ -47,9 +48,11 @@ def failed(message: CreateTopicsRequest, code: int, text: str) -> CreateTopicsRe
     return CreateTopicsResponse(topics=[_refused(name, code, text) for name in names])
 
 
-def _complaint(name: str, times: int, accepted: int) -> tuple[int, str] | None:
+def _complaint(request: Request, name: str, times: int, accepted: int) -> tuple[int, str] | None:
     if times > 1:
         return ErrorCode.INVALID_REQUEST, "the topic is named more than once in the request"
+    if not request.access.allows(CREATE_ANY_TOPIC, name):
+        return ErrorCode.TOPIC_AUTHORIZATION_FAILED, "not authorized"
     complaint = topic_name_error(name)
     if complaint is not None:
         return ErrorCode.INVALID_TOPIC_EXCEPTION, complaint
@@ -73,9 +76,18 @@ def _refused(name: str, code: int, text: str) -> CreatableTopicResult:
     return CreatableTopicResult(name=name, error_code=code, error_message=text)
 
 
-def _result(shown: _ShownConfigs, name: str, result: CommandResult) -> CreatableTopicResult:
+def _result(shown: _ShownConfigs | None, name: str, result: CommandResult) -> CreatableTopicResult:
+    """`shown` is None for a client that may not see the topic's settings."""
     if result.error_code or result.topic is None:
         return _refused(name, result.error_code, result.message or "")
+    if shown is None:
+        return CreatableTopicResult(
+            name=name,
+            topic_id=result.topic.topic_id,
+            error_message=None,
+            topic_config_error_code=ErrorCode.TOPIC_AUTHORIZATION_FAILED,
+            configs=[],
+        )
     return CreatableTopicResult(
         name=name,
         topic_id=result.topic.topic_id,

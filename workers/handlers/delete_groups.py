@@ -8,6 +8,7 @@ from __future__ import annotations
 from kafscale.coordination.groups import events
 from kafscale.protocol.error_codes import ErrorCode
 from kafscale.protocol.messages.delete_groups import DeletableGroupResult, DeleteGroupsRequest, DeleteGroupsResponse
+from kafscale.security.needs import DELETE_GROUP
 from workers.context import Context, Request
 from workers.coordinators import ask_by_shard
 from workers.groups import Call
@@ -15,11 +16,15 @@ from workers.groups import Call
 
 async def handle(context: Context, request: Request, message: DeleteGroupsRequest) -> DeleteGroupsResponse:
     """A group that is named twice is deleted, and answered, once."""
-    codes = await ask_by_shard(context, message.groups_names, _call, _read)
+    named = dict.fromkeys(message.groups_names)
+    allowed = [group_id for group_id in named if request.access.allows(DELETE_GROUP, group_id)]
+    codes = await ask_by_shard(context, allowed, _call, _read)
     return DeleteGroupsResponse(
         results=[
-            DeletableGroupResult(group_id=group_id, error_code=codes[group_id])
-            for group_id in dict.fromkeys(message.groups_names)
+            DeletableGroupResult(
+                group_id=group_id, error_code=codes.get(group_id, ErrorCode.GROUP_AUTHORIZATION_FAILED)
+            )
+            for group_id in named
         ]
     )
 

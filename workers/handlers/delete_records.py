@@ -19,6 +19,7 @@ from kafscale.protocol.messages.delete_records import (
     DeleteRecordsResponse,
     DeleteRecordsTopicResult,
 )
+from kafscale.security.needs import DELETE_TOPIC
 from kafscale.storage.partition import PartitionLog
 from workers.context import Context, Request
 from workers.errors import code_of
@@ -35,9 +36,13 @@ async def handle(context: Context, request: Request, message: DeleteRecordsReque
     wanted = [(topic.name, p.partition_index, p.offset) for topic in message.topics for p in topic.partitions]
     named = Counter((topic, index) for topic, index, _ in wanted)
     results: list[Result] = []
+    names = {topic.name for topic in message.topics}
+    denied = {name for name in names if not request.access.allows(DELETE_TOPIC, name)}
     for first in range(0, len(wanted), AT_ONCE_MAX):
         some = wanted[first : first + AT_ONCE_MAX]
-        results += await asyncio.gather(*(_delete(context, *item, named[item[:2]] > 1) for item in some))
+        results += await asyncio.gather(
+            *(_delete(context, *item, named[item[:2]] > 1, item[0] in denied) for item in some)
+        )
     of_partitions = iter(results)
     return DeleteRecordsResponse(
         topics=[
@@ -59,7 +64,9 @@ def failed(message: DeleteRecordsRequest, code: int, text: str) -> DeleteRecords
     )
 
 
-async def _delete(context: Context, topic: str, index: int, offset: int, is_duplicate: bool) -> Result:
+async def _delete(context: Context, topic: str, index: int, offset: int, is_duplicate: bool, is_denied: bool) -> Result:
+    if is_denied:
+        return _refused(index, ErrorCode.TOPIC_AUTHORIZATION_FAILED)
     if is_duplicate:
         return _refused(index, ErrorCode.INVALID_REQUEST)
     if topic in INTERNAL_TOPICS:

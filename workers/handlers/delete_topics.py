@@ -17,6 +17,7 @@ from kafscale.protocol.messages.delete_topics import (
     DeleteTopicState,
 )
 from kafscale.protocol.schema import ZERO_UUID
+from kafscale.security.needs import DELETE_ANY_TOPIC, DESCRIBE_TOPIC
 from workers.context import Context, Request
 
 Wanted = tuple[str | None, bytes]
@@ -32,6 +33,9 @@ async def handle(context: Context, request: Request, message: DeleteTopicsReques
         name, topic_id = item
         if (name is None) == (topic_id == ZERO_UUID):
             results[item] = _refused(item, ErrorCode.INVALID_REQUEST, "a topic is named by its name or by its id")
+        elif (denied := _denied(context, request, item)) is not None:
+            # Before it is said whether a name and an id are of the same topic.
+            results[item] = denied
         elif same[_identity(context, item)] > 1:
             results[item] = _refused(
                 item, ErrorCode.INVALID_REQUEST, "the topic is named more than once in the request"
@@ -62,6 +66,21 @@ def _identity(context: Context, item: Wanted) -> Wanted:
     name, topic_id = item
     topic = context.cluster.topic(name) if name is not None else context.cluster.topic_by_id(topic_id)
     return item if topic is None else (topic.name, topic.topic_id)
+
+
+def _denied(context: Context, request: Request, item: Wanted) -> DeletableTopicResult | None:
+    """The answer to one who may not delete the topic: the same whether it exists or not, where he names it; where he
+    knows its id, its name is for who may describe it. Ids that are unknown are no secret."""
+    name, topic_id = item
+    if name is None:
+        topic = context.cluster.topic_by_id(topic_id)
+        if topic is None:
+            return None
+        name = topic.name
+    if request.access.allows(DELETE_ANY_TOPIC, name):
+        return None
+    told = name if item[0] is not None or request.access.shows(DESCRIBE_TOPIC, name) else None
+    return _refused((told, topic_id), ErrorCode.TOPIC_AUTHORIZATION_FAILED, "not authorized")
 
 
 def _refused(item: Wanted, code: int, text: str | None) -> DeletableTopicResult:

@@ -15,8 +15,9 @@ from kafscale.protocol.messages.describe_cluster import (
     DescribeClusterRequest,
     DescribeClusterResponse,
 )
-from workers.authorization import NOT_ASKED_FOR, SUPPORTED_OPERATIONS, ResourceType
+from workers.authorization import NOT_ASKED_FOR
 from workers.context import Context, Request
+from workers.handlers.metadata import operations_on_cluster
 
 BROKERS: Final = 1
 CONTROLLERS: Final = 2
@@ -36,5 +37,5 @@ def handle(context: Context, request: Request, message: DescribeClusterRequest) 
             DescribeClusterBroker(broker_id=node.node_id, host=node.host, port=node.port, rack=node.rack)
             for node in request.listener.nodes(cluster)
         ],
-        cluster_authorized_operations=SUPPORTED_OPERATIONS[ResourceType.CLUSTER] if asked else NOT_ASKED_FOR,
+        cluster_authorized_operations=operations_on_cluster(request.access) if asked else NOT_ASKED_FOR,
     )

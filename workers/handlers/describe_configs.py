@@ -8,7 +8,8 @@ changing a broker's.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Final, NamedTuple
 
 from kafscale.config import DECLARATIONS, Declaration, Settings
@@ -16,6 +17,7 @@ from kafscale.coordination import topic_configs
 from kafscale.coordination.cluster import topic_name_error
 from kafscale.coordination.topic_configs import ConfigSource, ConfigType
 from kafscale.errors import Invalid
+from kafscale.protocol.acls import CLUSTER_NAME
 from kafscale.protocol.error_codes import ErrorCode
 from kafscale.protocol.messages.describe_configs import (
     DescribeConfigsRequest,
@@ -25,9 +27,15 @@ from kafscale.protocol.messages.describe_configs import (
     DescribeConfigsResult,
     DescribeConfigsSynonym,
 )
+from kafscale.security.needs import (
+    DESCRIBE_CONFIGS_OF_CLUSTER,
+    DESCRIBE_CONFIGS_OF_GROUP,
+    DESCRIBE_CONFIGS_OF_TOPIC,
+    Need,
+)
 from workers.context import Context, Request
 from workers.errors import code_of
-from workers.handlers.alter_configs import ConfigResourceType
+from workers.handlers.alter_configs import ConfigResourceType, denial
 
 NODES_PER_BROKER: Final = 100
 
@@ -54,6 +62,16 @@ FIXED: Final = {
     "default.replication.factor": (ConfigType.INT, "1", "One replica: what is acknowledged is durable."),
     "offsets.topic.replication.factor": (ConfigType.SHORT, "1", "One replica: what is acknowledged is durable."),
 }
+NEEDS_TO_DESCRIBE: Final[Mapping[int, tuple[Need, str | None, ErrorCode]]] = MappingProxyType(
+    {
+        ConfigResourceType.TOPIC: (DESCRIBE_CONFIGS_OF_TOPIC, None, ErrorCode.TOPIC_AUTHORIZATION_FAILED),
+        ConfigResourceType.GROUP: (DESCRIBE_CONFIGS_OF_GROUP, None, ErrorCode.GROUP_AUTHORIZATION_FAILED),
+        **dict.fromkeys(
+            (ConfigResourceType.BROKER, ConfigResourceType.BROKER_LOGGER, ConfigResourceType.CLIENT_METRICS),
+            (DESCRIBE_CONFIGS_OF_CLUSTER, CLUSTER_NAME, ErrorCode.CLUSTER_AUTHORIZATION_FAILED),
+        ),
+    }
+)
 _TYPES: Final = {"int": ConfigType.LONG, "bool": ConfigType.BOOLEAN}
 
 
@@ -71,7 +89,9 @@ class _Entry(NamedTuple):
 def handle(context: Context, request: Request, message: DescribeConfigsRequest) -> DescribeConfigsResponse:
     # A request that names a resource a thousand times gets it once.
     wanted = {(resource.resource_type, resource.resource_name): resource for resource in message.resources}
-    return DescribeConfigsResponse(results=[_described(context, message, resource) for resource in wanted.values()])
+    return DescribeConfigsResponse(
+        results=[_described(context, request, message, resource) for resource in wanted.values()]
+    )
 
 
 def failed(message: DescribeConfigsRequest, code: int, text: str) -> DescribeConfigsResponse:
@@ -80,8 +100,11 @@ def failed(message: DescribeConfigsRequest, code: int, text: str) -> DescribeCon
 
 
 def _described(
-    context: Context, message: DescribeConfigsRequest, resource: DescribeConfigsResource
+    context: Context, request: Request, message: DescribeConfigsRequest, resource: DescribeConfigsResource
 ) -> DescribeConfigsResult:
+    denied = denial(request, resource.resource_type, resource.resource_name, NEEDS_TO_DESCRIBE)
+    if denied is not None:
+        return _refused(resource, *denied)
     try:
         if resource.resource_type == ConfigResourceType.TOPIC:
             configs = _of_topic(context, message, resource)
@@ -101,7 +124,7 @@ def _described(
     )
 
 
-def _refused(resource: DescribeConfigsResource, code: int, text: str) -> DescribeConfigsResult:
+def _refused(resource: DescribeConfigsResource, code: int, text: str | None) -> DescribeConfigsResult:
     return DescribeConfigsResult(
         error_code=code,
         error_message=text,

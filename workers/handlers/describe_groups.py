@@ -1,7 +1,6 @@
 """DescribeGroups (key 15), versions 0 to 6: state and members of groups, each from its own coordinator.
 
-A group that does not exist is in state Dead; from v6 on that is an error too (KIP-1043). Left out: what the principal
-itself may do, for whom everything is allowed so far.
+A group that does not exist is in state Dead; from v6 on that is an error too (KIP-1043). Nothing is left out.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ from typing import Final
 import msgspec
 
 from kafscale.coordination.groups import events
+from kafscale.protocol.acls import ResourceType
 from kafscale.protocol.error_codes import ErrorCode
 from kafscale.protocol.messages.describe_groups import (
     DescribedGroup,
@@ -18,7 +18,8 @@ from kafscale.protocol.messages.describe_groups import (
     DescribeGroupsRequest,
     DescribeGroupsResponse,
 )
-from workers.authorization import NOT_ASKED_FOR, SUPPORTED_OPERATIONS, ResourceType
+from kafscale.security.needs import DESCRIBE_GROUP
+from workers.authorization import NOT_ASKED_FOR
 from workers.context import Context, Request
 from workers.coordinators import ask_by_shard
 from workers.groups import Call
@@ -28,17 +29,21 @@ FIRST_WITH_GROUP_ID_NOT_FOUND: Final = 6
 
 async def handle(context: Context, request: Request, message: DescribeGroupsRequest) -> DescribeGroupsResponse:
     tells_missing = request.header.api_version >= FIRST_WITH_GROUP_ID_NOT_FOUND
-    operations = SUPPORTED_OPERATIONS[ResourceType.GROUP] if message.include_authorized_operations else NOT_ASKED_FOR
-    answers = await ask_by_shard(context, message.groups, _call, _read)
-    groups = []
+    access = request.access
     # A group is answered once, however often it is named: its members are much to answer a few bytes with.
-    for group_id in dict.fromkeys(message.groups):
-        answer = answers[group_id]
+    named = dict.fromkeys(message.groups)
+    allowed = [group_id for group_id in named if access.allows(DESCRIBE_GROUP, group_id)]
+    answers = await ask_by_shard(context, allowed, _call, _read)
+    groups = []
+    for group_id in named:
+        answer = answers.get(group_id, ErrorCode.GROUP_AUTHORIZATION_FAILED)
         if isinstance(answer, ErrorCode):
             groups.append(DescribedGroup(error_code=answer, group_id=group_id))
             continue
         if answer.error is ErrorCode.GROUP_ID_NOT_FOUND and not tells_missing:
             answer = msgspec.structs.replace(answer, error=ErrorCode.NONE, error_message=None)
+        asked = message.include_authorized_operations
+        operations = access.operations(ResourceType.GROUP, group_id) if asked else NOT_ASKED_FOR
         groups.append(_described(answer, operations))
     return DescribeGroupsResponse(groups=groups)
 

@@ -16,8 +16,10 @@ from collections.abc import Sequence
 from kafscale.clock import Timer
 from kafscale.errors import Corrupt, Fenced, KafscaleError, ObjectMissing, StoreError
 from kafscale.metrics import BYTES_FETCHED, CACHE_HIT_BYTES, CACHE_HITS, CACHE_MISSES, FETCH_LATENCY, error_cell
+from kafscale.protocol.acls import CLUSTER_NAME
 from kafscale.protocol.error_codes import ErrorCode
 from kafscale.protocol.fetch import FetchPartition, FetchRequestView, FetchResult, encode_fetch_response, parse_fetch
+from kafscale.security.needs import CLUSTER_ACTION, READ_TOPIC
 from kafscale.storage.extents import cut
 from kafscale.storage.partition import PartitionLog
 from kafscale.storage.store import Buffer
@@ -54,6 +56,7 @@ class WaitingFetch:
         "_added",
         "_arrived",
         "_context",
+        "_is_guarded",
         "_max_bytes",
         "_min_bytes",
         "_partitions",
@@ -69,6 +72,8 @@ class WaitingFetch:
         self._view = view
         self._pending: Pending | None = pending
         self._arrived = context.clock.monotonic()
+        # Whether what may be read must be asked.
+        self._is_guarded = context.authority.is_on or view.replica_id >= 0
         self._max_bytes = min(view.max_bytes, context.settings.fetch_max_bytes)
         # As in Kafka: more than can be sent is never waited for.
         self._min_bytes = min(view.min_bytes, self._max_bytes)
@@ -112,6 +117,8 @@ class WaitingFetch:
         topic, index, leader_epoch, offset, last_fetched_epoch, _, partition_max_bytes = wanted
         context = self._context
         partition = context.ownership.partition(topic, index)
+        if self._is_guarded and not self._may_read(topic, partition):
+            return _empty(wanted, ErrorCode.TOPIC_AUTHORIZATION_FAILED, None)
         if partition is None:
             code, leader = why_not_served(context, self._request.listener, topic, index)
             return _empty(wanted, code, leader)
@@ -141,6 +148,22 @@ class WaitingFetch:
         context.metrics.cells[CACHE_HITS] += 1
         context.metrics.cells[CACHE_HIT_BYTES] += length
         return _found(wanted, partition, pieces, length)
+
+    def _may_read(self, topic: str | bytes, partition: PartitionLog | None) -> bool:
+        """Whether the client may read the topic now: what it waited for may have been forbidden meanwhile."""
+        context, request = self._context, self._request
+        access = request.access
+        if access.rules is not context.authority.rules:
+            access = context.authority.access(request.principal, request.client_host)
+        if self._view.replica_id >= 0:
+            # Brokers don't fetch from each other here: who says that he is one must have been made one by an ACL.
+            return context.authority.is_on and access.allows(CLUSTER_ACTION, CLUSTER_NAME)
+        if isinstance(topic, str):
+            return access.allows(READ_TOPIC, topic)
+        if partition is not None:
+            return access.allows(READ_TOPIC, partition.topic)
+        found = context.cluster.topic_by_id(topic)
+        return found is None or access.allows(READ_TOPIC, found.name)
 
     def _available(self, found: int) -> int:
         """The bytes to compare with min_bytes. Not only those found: batches are sent whole, and where the next one is
@@ -241,6 +264,9 @@ class WaitingFetch:
                         extra={"topic": str(wanted[0]), "partition": wanted[1], "why": str(error)},
                     )
                 result = _empty(wanted, code, None)
+            if self._is_guarded and not self._may_read(wanted[0], None):
+                # It was forbidden while the store was read.
+                result = _empty(wanted, ErrorCode.TOPIC_AUTHORIZATION_FAILED, None)
             results[position] = result
             total += result[10]
 

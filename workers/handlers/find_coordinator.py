@@ -9,8 +9,10 @@ from __future__ import annotations
 from typing import Final
 
 from kafscale.errors import Invalid, KafscaleError, Retry
+from kafscale.protocol.acls import CLUSTER_NAME
 from kafscale.protocol.error_codes import ErrorCode
 from kafscale.protocol.messages.find_coordinator import Coordinator, FindCoordinatorRequest, FindCoordinatorResponse
+from kafscale.security.needs import CLUSTER_ACTION, DESCRIBE_TRANSACTION, FIND_GROUP, Need
 from workers.context import Context, Request
 from workers.errors import code_of
 
@@ -21,6 +23,12 @@ GROUP, TRANSACTION, SHARE = 0, 1, 2
 _NOT_SERVED: Final = {
     TRANSACTION: "transactions are not supported yet",
     SHARE: "share groups are not supported",
+}
+# What each takes, the name that is asked for where it is not the key, and what is said of one that may not.
+_NEEDS: Final[dict[int, tuple[Need, str | None, ErrorCode]]] = {
+    GROUP: (FIND_GROUP, None, ErrorCode.GROUP_AUTHORIZATION_FAILED),
+    TRANSACTION: (DESCRIBE_TRANSACTION, None, ErrorCode.TRANSACTIONAL_ID_AUTHORIZATION_FAILED),
+    SHARE: (CLUSTER_ACTION, CLUSTER_NAME, ErrorCode.CLUSTER_AUTHORIZATION_FAILED),
 }
 # Kafka's Node.noNode().
 _NO_NODE: Final = (-1, "", -1)
@@ -56,6 +64,9 @@ def failed(message: FindCoordinatorRequest, code: int, text: str) -> FindCoordin
 
 def _find(context: Context, request: Request, key_type: int, key: str) -> Coordinator:
     try:
+        need, name, code = _NEEDS.get(key_type, (None, None, 0))
+        if need is not None and not request.access.allows(need, key if name is None else name):
+            raise Invalid(code, "not authorized")
         if key_type != GROUP:
             raise Invalid(ErrorCode.INVALID_REQUEST, _NOT_SERVED.get(key_type, f"there is no key type {key_type}"))
         assignment = context.groups.coordinator(key)

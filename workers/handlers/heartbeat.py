@@ -6,10 +6,13 @@ from kafscale.coordination.groups import events
 from kafscale.errors import Retry
 from kafscale.protocol.error_codes import ErrorCode
 from kafscale.protocol.messages.heartbeat import HeartbeatRequest, HeartbeatResponse
+from kafscale.security.needs import READ_GROUP
 from workers.context import Context, Request
 
 
 async def handle(context: Context, request: Request, message: HeartbeatRequest) -> HeartbeatResponse:
+    if not request.access.allows(READ_GROUP, message.group_id):
+        return HeartbeatResponse(error_code=ErrorCode.GROUP_AUTHORIZATION_FAILED)
     wanted = events.HeartbeatRequest(
         group_id=message.group_id,
         generation=message.generation_id,

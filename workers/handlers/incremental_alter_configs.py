@@ -21,6 +21,7 @@ async def handle(
 ) -> IncrementalAlterConfigsResponse:
     outcomes = await alter(
         context,
+        request,
         message.resources,
         lambda resource: AlterConfigs(
             topic=resource.resource_name,

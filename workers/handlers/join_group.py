@@ -10,7 +10,9 @@ from typing import Final
 
 from kafscale.coordination.groups import events
 from kafscale.errors import Retry
+from kafscale.protocol.error_codes import ErrorCode
 from kafscale.protocol.messages.join_group import JoinGroupRequest, JoinGroupResponse, JoinGroupResponseMember
+from kafscale.security.needs import READ_GROUP
 from workers.context import Context, Request
 
 FIRST_WITH_REBALANCE_TIMEOUT: Final = 1
@@ -24,6 +26,11 @@ FIRST_WITH_SKIP_ASSIGNMENT: Final = 9
 
 async def handle(context: Context, request: Request, message: JoinGroupRequest) -> JoinGroupResponse:
     version = request.header.api_version
+    no_protocol = None if version >= FIRST_WITH_NULL_PROTOCOL else ""
+    if not request.access.allows(READ_GROUP, message.group_id):
+        return JoinGroupResponse(
+            error_code=ErrorCode.GROUP_AUTHORIZATION_FAILED, member_id=message.member_id, protocol_name=no_protocol
+        )
     wanted = events.JoinGroupRequest(
         group_id=message.group_id,
         member_id=message.member_id,
@@ -40,7 +47,6 @@ async def handle(context: Context, request: Request, message: JoinGroupRequest) 
         requires_known_member_id=version >= FIRST_WITH_KNOWN_MEMBER_ID,
         skips_assignment=version >= FIRST_WITH_SKIP_ASSIGNMENT,
     )
-    no_protocol = None if version >= FIRST_WITH_NULL_PROTOCOL else ""
     try:
         found: events.JoinGroupResponse = await context.groups.request(
             message.group_id, lambda shard, *at: shard.join_group(wanted, *at)

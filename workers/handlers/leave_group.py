@@ -10,6 +10,7 @@ from typing import Final
 from kafscale.coordination.groups import events
 from kafscale.protocol.error_codes import ErrorCode
 from kafscale.protocol.messages.leave_group import LeaveGroupRequest, LeaveGroupResponse, MemberResponse
+from kafscale.security.needs import READ_GROUP
 from workers.context import Context, Request
 
 FIRST_WITH_MEMBERS: Final = 3
@@ -17,6 +18,8 @@ FIRST_WITH_MEMBERS: Final = 3
 
 async def handle(context: Context, request: Request, message: LeaveGroupRequest) -> LeaveGroupResponse:
     version = request.header.api_version
+    if not request.access.allows(READ_GROUP, message.group_id):
+        return LeaveGroupResponse(error_code=ErrorCode.GROUP_AUTHORIZATION_FAILED)
     leaving = (
         tuple(
             events.LeavingMember(member_id=member.member_id, instance_id=member.group_instance_id)

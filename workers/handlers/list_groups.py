@@ -1,13 +1,15 @@
 """ListGroups (key 16), versions 0 to 5: the groups that this node coordinates; clients ask every node.
 
 COORDINATOR_LOAD_IN_PROGRESS while some of them are still being loaded, rather than an answer that lacks them. Filters
-by state (v4, KIP-518) and by type (v5, KIP-848; all groups here are "classic"). Nothing is left out.
+by state (v4, KIP-518) and by type (v5, KIP-848; all groups here are "classic"). Groups that the client may not describe
+are not listed. Nothing is left out.
 """
 
 from __future__ import annotations
 
 from kafscale.coordination.groups import events
 from kafscale.protocol.messages.list_groups import ListedGroup, ListGroupsRequest, ListGroupsResponse
+from kafscale.security.needs import LIST_GROUP
 from workers.context import Context, Request
 
 
@@ -26,5 +28,6 @@ async def handle(context: Context, request: Request, message: ListGroupsRequest)
             )
             for shard in found
             for group in shard.groups
+            if request.access.shows(LIST_GROUP, group.group_id)
         ]
     )

@@ -21,8 +21,10 @@ from kafscale.protocol.messages.list_offsets import (
     ListOffsetsPartitionResponse,
     ListOffsetsRequest,
     ListOffsetsResponse,
+    ListOffsetsTopic,
     ListOffsetsTopicResponse,
 )
+from kafscale.security.needs import DESCRIBE_OFFSETS
 from kafscale.storage.lookups import newest_record, offset_for_timestamp
 from kafscale.storage.partition import PartitionLog
 from workers.context import Context, Request
@@ -63,6 +65,9 @@ def handle(
     for topic in message.topics:
         results: list[Answer] = []
         answers.append((topic.name, results))
+        if not request.access.allows(DESCRIBE_OFFSETS, topic.name):
+            results += _refused(topic, ErrorCode.TOPIC_AUTHORIZATION_FAILED)
+            continue
         for wanted in topic.partitions:
             is_duplicate = named[topic.name, wanted.partition_index] > 1
             found = _without_records(context, version, topic.name, wanted, is_duplicate)
@@ -77,12 +82,11 @@ def handle(
 
 def failed(message: ListOffsetsRequest, code: int, text: str) -> ListOffsetsResponse:
     """The error for every partition."""
-    return _response(
-        [
-            (topic.name, [Answer(partition_index=p.partition_index, error_code=code) for p in topic.partitions])
-            for topic in message.topics
-        ]
-    )
+    return _response([(topic.name, _refused(topic, code)) for topic in message.topics])
+
+
+def _refused(topic: ListOffsetsTopic, code: int) -> list[Answer]:
+    return [Answer(partition_index=partition.partition_index, error_code=code) for partition in topic.partitions]
 
 
 def _without_records(

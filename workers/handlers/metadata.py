@@ -3,8 +3,8 @@
 A topic asked for by name that does not exist is created, where the client (v4+) and `auto_create_topics` allow it; the
 answer waits for that, for a while, and says LEADER_NOT_AVAILABLE if it takes longer. A partition has one replica, its
 leader: what is durable is durable in the object store. The controller named is the node that answers, since every node
-takes admin requests. Answers are kept and given again, as bytes, until the cluster changes. Left out:
-the rights of a principal, for whom everything is allowed so far.
+takes admin requests. Answers are kept and given again, as bytes, until the cluster or the rules change. Who may not
+describe a topic is told the same whether it exists or not, and is not told of it among all. Left out: nothing.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from kafscale.control import NodeAddress
 from kafscale.coordination.cluster import INTERNAL_TOPICS, OFFSETS_TOPIC, Topic, slot_of, topic_name_error
 from kafscale.coordination.commands import CreateTopic
 from kafscale.errors import Invalid, Retry
+from kafscale.protocol.acls import CLUSTER_NAME, ResourceType
 from kafscale.protocol.error_codes import ErrorCode
 from kafscale.protocol.messages.metadata import (
     MetadataRequest,
@@ -27,7 +28,9 @@ from kafscale.protocol.messages.metadata import (
     MetadataResponseTopic,
 )
 from kafscale.protocol.schema import ZERO_UUID
-from workers.authorization import NOT_ASKED_FOR, SUPPORTED_OPERATIONS, ResourceType
+from kafscale.security.access import Access
+from kafscale.security.needs import CREATE_BY_USE, DESCRIBE_CLUSTER, DESCRIBE_TOPIC
+from workers.authorization import NOT_ASKED_FOR
 from workers.context import ClusterView, Context, Request
 from workers.listener import Listener
 
@@ -50,18 +53,25 @@ def handle(
         if message.allow_auto_topic_creation and context.settings.auto_create_topics:
             known = context.cluster.state.topics
             names = dict.fromkeys(t.name for t in message.topics if t.name is not None and t.topic_id == ZERO_UUID)
-            missing = [name for name in names if name not in known and topic_name_error(name) is None]
-            if missing:
-                return _create_and_answer(context, request, message, missing)
+            missing = [
+                name
+                for name in names
+                if name not in known and topic_name_error(name) is None and request.access.shows(DESCRIBE_TOPIC, name)
+            ]
+            allowed = [name for name in missing if request.access.allows(CREATE_BY_USE, name)]
+            errors: dict[str, int] = dict.fromkeys(missing, ErrorCode.TOPIC_AUTHORIZATION_FAILED)
+            if allowed:
+                return _create_and_answer(context, request, message, allowed, errors)
+            return _answer(context, request, message, errors)
     return _answer(context, request, message, {})
 
 
 async def _create_and_answer(
-    context: Context, request: Request, message: MetadataRequest, missing: list[str]
+    context: Context, request: Request, message: MetadataRequest, missing: list[str], errors: dict[str, int]
 ) -> MetadataResponse:
-    """Create the topics, then answer."""
+    """Create the topics, then answer. `errors` are those of topics that are not created."""
     now, later = missing[:AUTO_CREATE_MAX], missing[AUTO_CREATE_MAX:]
-    errors: dict[str, int] = dict.fromkeys(later, ErrorCode.LEADER_NOT_AVAILABLE)
+    errors.update(dict.fromkeys(later, ErrorCode.LEADER_NOT_AVAILABLE))
     commands = [CreateTopic(name=name, partitions=_partitions_of_new(context, name)) for name in now]
     try:
         results = await context.admin.submit(commands, AUTO_CREATE_SECONDS)
@@ -91,19 +101,21 @@ def failed(message: MetadataRequest, code: int, text: str) -> MetadataResponse:
 
 def _answer(context: Context, request: Request, message: MetadataRequest, errors: dict[str, int]) -> MetadataResponse:
     cluster = context.cluster
-    listener = request.listener
-    leaders = _Leaders(cluster, listener)
-    operations = (
-        SUPPORTED_OPERATIONS[ResourceType.TOPIC] if message.include_topic_authorized_operations else NOT_ASKED_FOR
-    )
+    listener, access = request.listener, request.access
+    leaders = _Leaders(cluster, listener, access if message.include_topic_authorized_operations else None)
     if message.topics is None:
-        topics = [leaders.described(topic, operations) for topic in cluster.state.topics.values()]
+        shown = (topic for name, topic in cluster.state.topics.items() if access.shows(DESCRIBE_TOPIC, name))
+        topics = [leaders.described(topic) for topic in shown]
     else:
         topics = []
         for name, topic_id in dict.fromkeys((topic.name, topic.topic_id) for topic in message.topics):
-            found = cluster.topic(name) if topic_id == ZERO_UUID and name is not None else cluster.topic_by_id(topic_id)
-            if found is not None:
-                topics.append(leaders.described(found, operations))
+            is_named = topic_id == ZERO_UUID and name is not None
+            found = cluster.topic(name) if is_named and name is not None else cluster.topic_by_id(topic_id)
+            asked = name if is_named else None if found is None else found.name
+            if asked is not None and not access.allows(DESCRIBE_TOPIC, asked):
+                topics.append(_hidden(name if is_named else None, topic_id))
+            elif found is not None:
+                topics.append(leaders.described(found))
             else:
                 topics.append(_missing(name, topic_id, errors))
     return MetadataResponse(
@@ -112,11 +124,20 @@ def _answer(context: Context, request: Request, message: MetadataRequest, errors
         controller_id=listener.controller(cluster),
         topics=topics,
         cluster_authorized_operations=(
-            SUPPORTED_OPERATIONS[ResourceType.CLUSTER]
-            if message.include_cluster_authorized_operations
-            else NOT_ASKED_FOR
+            operations_on_cluster(access) if message.include_cluster_authorized_operations else NOT_ASKED_FOR
         ),
     )
+
+
+def operations_on_cluster(access: Access) -> int:
+    """What the client may do to the cluster, as it is told: nothing, if it may not describe it."""
+    may_ask = access.shows(DESCRIBE_CLUSTER, CLUSTER_NAME)
+    return access.operations(ResourceType.CLUSTER, CLUSTER_NAME) if may_ask else 0
+
+
+def _hidden(name: str | None, topic_id: bytes) -> MetadataResponseTopic:
+    """A topic that the client may not describe, named as the client did: ids are no secret, names are."""
+    return MetadataResponseTopic(error_code=ErrorCode.TOPIC_AUTHORIZATION_FAILED, name=name, topic_id=topic_id)
 
 
 def _missing(name: str | None, topic_id: bytes, errors: dict[str, int]) -> MetadataResponseTopic:
@@ -147,12 +168,14 @@ class _Leader(NamedTuple):
 class _Leaders:
     """Who leads, by slot: looked up once for each slot, as an answer may name many thousand partitions."""
 
-    def __init__(self, cluster: ClusterView, listener: Listener) -> None:
+    def __init__(self, cluster: ClusterView, listener: Listener, access: Access | None) -> None:
+        """`access`: of whom to say what he may do to each topic."""
         self._cluster = cluster
         self._listener = listener
+        self._access = access
         self._by_slot: dict[int, _Leader] = {}
 
-    def described(self, topic: Topic, operations: int) -> MetadataResponseTopic:
+    def described(self, topic: Topic) -> MetadataResponseTopic:
         slot_count = self._cluster.state.slot_count
         partitions = []
         for index in range(topic.partitions):
@@ -174,7 +197,9 @@ class _Leaders:
             topic_id=topic.topic_id,
             is_internal=topic.name in INTERNAL_TOPICS,
             partitions=partitions,
-            topic_authorized_operations=operations,
+            topic_authorized_operations=(
+                NOT_ASKED_FOR if self._access is None else self._access.operations(ResourceType.TOPIC, topic.name)
+            ),
         )
 
     def _look_up(self, slot: int) -> _Leader:

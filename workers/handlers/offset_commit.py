@@ -22,6 +22,8 @@ from kafscale.protocol.messages.offset_commit import (
     OffsetCommitResponsePartition,
     OffsetCommitResponseTopic,
 )
+from kafscale.security.access import Access
+from kafscale.security.needs import READ_GROUP, READ_TOPIC
 from workers.context import Context, Request
 
 FIRST_WITH_GROUP_ID_NOT_FOUND: Final = 9
@@ -30,7 +32,9 @@ FIRST_WITH_TOPIC_IDS: Final = 10
 
 async def handle(context: Context, request: Request, message: OffsetCommitRequest) -> OffsetCommitResponse:
     version = request.header.api_version
-    found = [_find(context, topic, version) for topic in message.topics]
+    if not request.access.allows(READ_GROUP, message.group_id):
+        return failed(message, ErrorCode.GROUP_AUTHORIZATION_FAILED, "")
+    found = [_find(context, request.access, topic, version) for topic in message.topics]
     known = tuple(
         _commit(topic, wanted) for topic, wanted in zip(found, message.topics, strict=True) if isinstance(topic, Topic)
     )
@@ -72,9 +76,15 @@ async def _store(
     return [partition.error for topic in found.topics for partition in topic.partitions]
 
 
-def _find(context: Context, wanted: OffsetCommitRequestTopic, version: int) -> Topic | ErrorCode:
+def _find(context: Context, access: Access, wanted: OffsetCommitRequestTopic, version: int) -> Topic | ErrorCode:
+    """The topic, or why nothing can be committed for it. Whether a topic exists is told only to who may read it."""
     if version >= FIRST_WITH_TOPIC_IDS:
-        return context.cluster.topic_by_id(wanted.topic_id) or ErrorCode.UNKNOWN_TOPIC_ID
+        topic = context.cluster.topic_by_id(wanted.topic_id)
+        if topic is None:
+            return ErrorCode.UNKNOWN_TOPIC_ID
+        return topic if access.allows(READ_TOPIC, topic.name) else ErrorCode.TOPIC_AUTHORIZATION_FAILED
+    if not access.allows(READ_TOPIC, wanted.name):
+        return ErrorCode.TOPIC_AUTHORIZATION_FAILED
     return context.cluster.topic(wanted.name) or ErrorCode.UNKNOWN_TOPIC_OR_PARTITION
 
 

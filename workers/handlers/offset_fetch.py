@@ -18,6 +18,7 @@ from kafscale.protocol.error_codes import ErrorCode
 from kafscale.protocol.messages.offset_fetch import (
     OffsetFetchRequest,
     OffsetFetchRequestGroup,
+    OffsetFetchRequestTopic,
     OffsetFetchRequestTopics,
     OffsetFetchResponse,
     OffsetFetchResponseGroup,
@@ -26,6 +27,8 @@ from kafscale.protocol.messages.offset_fetch import (
     OffsetFetchResponseTopic,
     OffsetFetchResponseTopics,
 )
+from kafscale.security.access import Access
+from kafscale.security.needs import DESCRIBE_GROUP, DESCRIBE_TOPIC
 from workers.context import Context, Request
 
 FIRST_WITH_TOP_LEVEL_ERROR: Final = 2
@@ -38,14 +41,14 @@ GROUPS_AT_ONCE: Final = 100
 async def handle(context: Context, request: Request, message: OffsetFetchRequest) -> OffsetFetchResponse:
     version = request.header.api_version
     if version < FIRST_WITH_GROUPS:
-        return await _fetch_one(context, message, version)
+        return await _fetch_one(context, request.access, message, version)
     # All that a group has committed is much to answer a few bytes with: once in a request is enough.
     if len({group.group_id for group in message.groups}) < len(message.groups):
         raise Invalid(ErrorCode.INVALID_REQUEST, "a group is named twice in one OffsetFetch")
     groups: list[OffsetFetchResponseGroup] = []
     for first in range(0, len(message.groups), GROUPS_AT_ONCE):
         some = message.groups[first : first + GROUPS_AT_ONCE]
-        groups += await asyncio.gather(*(_fetch_group(context, group, version) for group in some))
+        groups += await asyncio.gather(*(_fetch_group(context, request.access, group, version) for group in some))
     return OffsetFetchResponse(groups=groups)
 
 
@@ -53,7 +56,7 @@ def failed(message: OffsetFetchRequest, code: int, text: str) -> OffsetFetchResp
     """The error wherever some version has a place for it: at every partition, at the top, at every group."""
     return OffsetFetchResponse(
         error_code=code,
-        topics=_topics_of_error(message, code),
+        topics=_topics_of_error(message.topics or (), code),
         groups=[OffsetFetchResponseGroup(group_id=group.group_id, error_code=code) for group in message.groups],
     )
 
@@ -74,18 +77,23 @@ async def _ask(
 # One group
 
 
-async def _fetch_one(context: Context, message: OffsetFetchRequest, version: int) -> OffsetFetchResponse:
+async def _fetch_one(
+    context: Context, access: Access, message: OffsetFetchRequest, version: int
+) -> OffsetFetchResponse:
+    if not access.allows(DESCRIBE_GROUP, message.group_id):
+        return _group_error(message, version, ErrorCode.GROUP_AUTHORIZATION_FAILED)
     topics = None
+    denied = []
     if message.topics is not None:
+        denied = [topic for topic in message.topics if not access.allows(DESCRIBE_TOPIC, topic.name)]
         topics = tuple(
             events.TopicPartitions(name=topic.name, partitions=tuple(topic.partition_indexes))
             for topic in message.topics
+            if topic not in denied
         )
     found = await _ask(context, message.group_id, topics, message.require_stable)
     if found.error is not ErrorCode.NONE:
-        if version >= FIRST_WITH_TOP_LEVEL_ERROR:
-            return OffsetFetchResponse(error_code=found.error)
-        return OffsetFetchResponse(topics=_topics_of_error(message, found.error))
+        return _group_error(message, version, found.error)
     return OffsetFetchResponse(
         topics=[
             OffsetFetchResponseTopic(
@@ -102,11 +110,20 @@ async def _fetch_one(context: Context, message: OffsetFetchRequest, version: int
                 ],
             )
             for topic in found.topics
+            if topics is not None or access.shows(DESCRIBE_TOPIC, topic.name)
         ]
+        + _topics_of_error(denied, ErrorCode.TOPIC_AUTHORIZATION_FAILED)
     )
 
 
-def _topics_of_error(message: OffsetFetchRequest, code: int) -> list[OffsetFetchResponseTopic]:
+def _group_error(message: OffsetFetchRequest, version: int, code: int) -> OffsetFetchResponse:
+    """An error of the group, where the version has a place for it."""
+    if version >= FIRST_WITH_TOP_LEVEL_ERROR:
+        return OffsetFetchResponse(error_code=code)
+    return OffsetFetchResponse(topics=_topics_of_error(message.topics or (), code))
+
+
+def _topics_of_error(topics: Sequence[OffsetFetchRequestTopic], code: int) -> list[OffsetFetchResponseTopic]:
     return [
         OffsetFetchResponseTopic(
             name=topic.name,
@@ -115,26 +132,51 @@ def _topics_of_error(message: OffsetFetchRequest, code: int) -> list[OffsetFetch
                 for index in topic.partition_indexes
             ],
         )
-        for topic in message.topics or ()
+        for topic in topics
     ]
 
 
 # Several groups
 
 
-async def _fetch_group(context: Context, wanted: OffsetFetchRequestGroup, version: int) -> OffsetFetchResponseGroup:
+async def _fetch_group(
+    context: Context, access: Access, wanted: OffsetFetchRequestGroup, version: int
+) -> OffsetFetchResponseGroup:
+    if not access.allows(DESCRIBE_GROUP, wanted.group_id):
+        return OffsetFetchResponseGroup(group_id=wanted.group_id, error_code=ErrorCode.GROUP_AUTHORIZATION_FAILED)
     by_id = version >= FIRST_WITH_TOPIC_IDS
     topics = None
+    refused: list[OffsetFetchResponseTopics] = []
     if wanted.topics is not None:
-        topics = tuple(_known_topics(context, wanted.topics, by_id))
+        allowed, refused = _sorted_out(context, access, wanted.topics, by_id)
+        topics = tuple(_known_topics(context, allowed, by_id))
     found = await _ask(context, wanted.group_id, topics, require_stable=False)
     if found.error is not ErrorCode.NONE:
         return OffsetFetchResponseGroup(group_id=wanted.group_id, error_code=found.error)
     # A commit for a topic that is gone has no id to be told by.
-    answers = [_group_topic(topic) for topic in found.topics if not by_id or topic.topic_id != events.NO_TOPIC_ID]
-    if by_id and wanted.topics is not None:
-        answers += [_unknown(topic) for topic in wanted.topics if context.cluster.topic_by_id(topic.topic_id) is None]
-    return OffsetFetchResponseGroup(group_id=wanted.group_id, topics=answers)
+    answers = [
+        _group_topic(topic)
+        for topic in found.topics
+        if (not by_id or topic.topic_id != events.NO_TOPIC_ID)
+        and (topics is not None or access.shows(DESCRIBE_TOPIC, topic.name))
+    ]
+    return OffsetFetchResponseGroup(group_id=wanted.group_id, topics=answers + refused)
+
+
+def _sorted_out(
+    context: Context, access: Access, wanted: Sequence[OffsetFetchRequestTopics], by_id: bool
+) -> tuple[list[OffsetFetchRequestTopics], list[OffsetFetchResponseTopics]]:
+    """The topics that are to be asked for, and the answers for the others."""
+    allowed, refused = [], []
+    for topic in wanted:
+        known = context.cluster.topic_by_id(topic.topic_id) if by_id else None
+        if by_id and known is None:
+            refused.append(_refused(topic, ErrorCode.UNKNOWN_TOPIC_ID))
+        elif not access.allows(DESCRIBE_TOPIC, topic.name if known is None else known.name):
+            refused.append(_refused(topic, ErrorCode.TOPIC_AUTHORIZATION_FAILED))
+        else:
+            allowed.append(topic)
+    return allowed, refused
 
 
 def _known_topics(
@@ -165,9 +207,9 @@ def _group_topic(topic: events.TopicOffsets) -> OffsetFetchResponseTopics:
     )
 
 
-def _unknown(topic: OffsetFetchRequestTopics) -> OffsetFetchResponseTopics:
-    code = ErrorCode.UNKNOWN_TOPIC_ID
+def _refused(topic: OffsetFetchRequestTopics, code: int) -> OffsetFetchResponseTopics:
     return OffsetFetchResponseTopics(
+        name=topic.name,
         topic_id=topic.topic_id,
         partitions=[
             OffsetFetchResponsePartitions(partition_index=index, committed_offset=-1, error_code=code)

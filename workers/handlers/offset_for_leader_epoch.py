@@ -7,13 +7,16 @@ epoch has changed. Left out: followers.
 
 from __future__ import annotations
 
+from kafscale.protocol.error_codes import ErrorCode
 from kafscale.protocol.messages.offset_for_leader_epoch import (
     EpochEndOffset,
     OffsetForLeaderEpochRequest,
     OffsetForLeaderEpochResponse,
     OffsetForLeaderPartition,
+    OffsetForLeaderTopic,
     OffsetForLeaderTopicResult,
 )
+from kafscale.security.needs import DESCRIBE_EPOCHS
 from kafscale.storage.partition import PartitionLog
 from workers.context import Context, Request
 from workers.partitions import served_partition
@@ -25,6 +28,8 @@ def handle(context: Context, request: Request, message: OffsetForLeaderEpochRequ
             OffsetForLeaderTopicResult(
                 topic=topic.topic, partitions=[_end_of(context, topic.topic, wanted) for wanted in topic.partitions]
             )
+            if request.access.allows(DESCRIBE_EPOCHS, topic.topic)
+            else _refused(topic, ErrorCode.TOPIC_AUTHORIZATION_FAILED)
             for topic in message.topics
         ]
     )
@@ -32,14 +37,13 @@ def handle(context: Context, request: Request, message: OffsetForLeaderEpochRequ
 
 def failed(message: OffsetForLeaderEpochRequest, code: int, text: str) -> OffsetForLeaderEpochResponse:
     """The error for every partition."""
-    return OffsetForLeaderEpochResponse(
-        topics=[
-            OffsetForLeaderTopicResult(
-                topic=topic.topic,
-                partitions=[EpochEndOffset(partition=p.partition, error_code=code) for p in topic.partitions],
-            )
-            for topic in message.topics
-        ]
+    return OffsetForLeaderEpochResponse(topics=[_refused(topic, code) for topic in message.topics])
+
+
+def _refused(topic: OffsetForLeaderTopic, code: int) -> OffsetForLeaderTopicResult:
+    return OffsetForLeaderTopicResult(
+        topic=topic.topic,
+        partitions=[EpochEndOffset(partition=p.partition, error_code=code) for p in topic.partitions],
     )
 
 

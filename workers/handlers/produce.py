@@ -19,6 +19,8 @@ from kafscale.protocol.batches import (
 from kafscale.protocol.error_codes import ErrorCode
 from kafscale.protocol.produce import ProduceResult, encode_produce_response, parse_produce
 from kafscale.protocol.records import max_timestamp_record
+from kafscale.security.access import Access
+from kafscale.security.needs import WRITE_TOPIC, WRITE_TRANSACTION
 from kafscale.storage.flusher import Flush
 from kafscale.storage.partition import PartitionLog
 from workers.connection import Pending
@@ -41,12 +43,19 @@ def handle(
     is_kept = isinstance(buffer, memoryview)
     now_ms = context.clock.wall_ms()
     arrived = context.clock.monotonic()
-    refusal = _refusal(view.acks, view.transactional_id)
+    refusal = _refusal(request.access, view.acks, view.transactional_id)
+    may = request.access.allows
     results: list[ProduceResult] = []
     flush: Flush | None = None
     failed = False
     for topic, index, records in view.partitions:
         partition = find(topic, index)
+        if refusal is None:
+            name = topic if isinstance(topic, str) else _name_of(context, topic, partition)
+            if name is not None and not may(WRITE_TOPIC, name):
+                results.append((topic, index, ErrorCode.TOPIC_AUTHORIZATION_FAILED, -1, -1, -1, None, None))
+                failed = True
+                continue
         if partition is None or records is None or refusal is not None:
             results.append(_refused(context, request, topic, index, records, refusal))
             failed = True
@@ -120,8 +129,18 @@ def _append(
     return context.flusher.append(partition, batch, header, now_ms)
 
 
-def _refusal(acks: int, transactional_id: str | None) -> tuple[int, str] | None:
+def _name_of(context: Context, topic_id: bytes, partition: PartitionLog | None) -> str | None:
+    """The name of the topic that a right is needed for; None where there is none of that id, which is no secret."""
+    if partition is not None:
+        return partition.topic
+    topic = context.cluster.topic_by_id(topic_id)
+    return None if topic is None else topic.name
+
+
+def _refusal(access: Access, acks: int, transactional_id: str | None) -> tuple[int, str] | None:
     """Why nothing of the request can be taken, if so."""
+    if transactional_id is not None and not access.allows(WRITE_TRANSACTION, transactional_id):
+        return ErrorCode.TRANSACTIONAL_ID_AUTHORIZATION_FAILED, "not authorized"
     if acks not in (-1, 0, 1):
         return ErrorCode.INVALID_REQUIRED_ACKS, f"acks is {acks}; it may be -1 (all), 0 or 1"
     if transactional_id is not None:

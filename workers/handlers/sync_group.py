@@ -10,6 +10,7 @@ from typing import Final
 from kafscale.coordination.groups import events
 from kafscale.protocol.error_codes import ErrorCode
 from kafscale.protocol.messages.sync_group import SyncGroupRequest, SyncGroupResponse
+from kafscale.security.needs import READ_GROUP
 from workers.context import Context, Request
 
 # KIP-559: from this version on a member must say which protocol it means.
@@ -17,6 +18,8 @@ FIRST_WITH_PROTOCOL: Final = 5
 
 
 async def handle(context: Context, request: Request, message: SyncGroupRequest) -> SyncGroupResponse:
+    if not request.access.allows(READ_GROUP, message.group_id):
+        return SyncGroupResponse(error_code=ErrorCode.GROUP_AUTHORIZATION_FAILED)
     if request.header.api_version >= FIRST_WITH_PROTOCOL and None in (message.protocol_type, message.protocol_name):
         return SyncGroupResponse(error_code=ErrorCode.INCONSISTENT_GROUP_PROTOCOL)
     wanted = events.SyncGroupRequest(

@@ -237,6 +237,45 @@ def test_s3_settings_that_make_no_sense_together(environ: dict[str, str], line: 
     assert "\n" not in str(refusal.value)
 
 
+@pytest.mark.parametrize(
+    ("environ", "line"),
+    [
+        ({"KAFSCALE_SUPER_USERS": "User:a"}, "KAFSCALE_SUPER_USERS: ACLs are off, .* set acl_enabled too$"),
+        ({"KAFSCALE_KAFKA_ACL_ENABLED": "1"}, "KAFSCALE_KAFKA_ACL_ENABLED: ACLs are off"),
+        ({"KAFSCALE_ALLOW_EVERYONE_IF_NO_ACL_FOUND": "on"}, "KAFSCALE_ALLOW_EVERYONE_IF_NO_ACL_FOUND: ACLs are off"),
+        ({"KAFSCALE_ACL_ENABLED": "maybe"}, "KAFSCALE_ACL_ENABLED: 'maybe' is neither true nor false$"),
+        (
+            {"KAFSCALE_ACL_ENABLED": "1", "KAFSCALE_SUPER_USERS": "User:a;bob"},
+            "KAFSCALE_SUPER_USERS: 'bob' is no principal; write its type too: User:bob$",
+        ),
+        (
+            {"KAFSCALE_ACL_ENABLED": "1", "KAFSCALE_SUPER_USERS": "User:"},
+            "KAFSCALE_SUPER_USERS: 'User:' is no principal",
+        ),
+    ],
+)
+def test_acl_settings_that_would_mislead_are_refused(environ: dict[str, str], line: str) -> None:
+    """Goal: whoever believes that ACLs are on, or that someone is a super user, is told that it isn't so."""
+    with pytest.raises(UsageError, match=f"^{line}") as refusal:
+        resolve({}, environ)
+    assert "\n" not in str(refusal.value)
+
+
+def test_acl_settings_as_kafscale_spells_them() -> None:
+    """Goal: KafScale's booleans, a blank document for none, and Kafka's ACLs on where there are super users."""
+    for spelling in ("1", "true", "YES", " on "):
+        settings = resolve(
+            {}, {"KAFSCALE_ACL_ENABLED": spelling, "KAFSCALE_ACL_JSON": " ", "KAFSCALE_ACL_FILE": ""}
+        ).settings
+        assert (settings.acl_enabled, settings.acl_json, settings.acl_file) == (True, None, None)
+        assert not settings.are_kafka_acls_on
+    with_users = {"KAFSCALE_ACL_ENABLED": "1", "KAFSCALE_SUPER_USERS": "User:a;User:CN=b,O=c;"}
+    assert resolve({}, with_users).settings.are_kafka_acls_on
+    assert not resolve({}, {**with_users, "KAFSCALE_KAFKA_ACL_ENABLED": "off"}).settings.are_kafka_acls_on
+    assert resolve({}, {"KAFSCALE_ACL_ENABLED": "1", "KAFSCALE_KAFKA_ACL_ENABLED": "on"}).settings.are_kafka_acls_on
+    assert not resolve({}, {"KAFSCALE_ACL_JSON": "{}"}).settings.acl_enabled
+
+
 def test_unknown_variables_warn_and_security_ones_stop() -> None:
     """Goal: a misspelt variable is a warning with the nearest name; one that looks like a security setting stops."""
     resolved = resolve({}, {"KAFSCALE_WORKER": "3", "KAFSCALE_SEA": "b", "PATH": "/bin"})
@@ -244,7 +283,7 @@ def test_unknown_variables_warn_and_security_ones_stop() -> None:
         "unknown variable KAFSCALE_SEA is ignored",
         "unknown variable KAFSCALE_WORKER is ignored; did you mean KAFSCALE_WORKERS?",
     )
-    for name in ("KAFSCALE_ACL_ENABLED", "KAFSCALE_SASL_USERS", "KAFSCALE_TLS_CERT", "KAFSCALE_LISTENERS"):
+    for name in ("KAFSCALE_ACL_POLICY", "KAFSCALE_SASL_USERS", "KAFSCALE_TLS_CERT", "KAFSCALE_LISTENERS"):
         with pytest.raises(UsageError, match=f"^unknown variable {name}"):
             resolve({}, {name: "x"})
     for name in ("KAFSCALE_PRINCIPAL_SOURCE", "KAFSCALE_ACL", "KAFSCALE_LISTEN_ADDR", "KAFSCALE_ACL_SERVICE_NAME"):

@@ -203,38 +203,39 @@ def document_says_somewhere(document: Document, principal: str) -> Said:
     return "open" if document.allows_by_default else "closed"
 
 
-# What each need is in both sources' words: (Kafka's operation, kind of resource, whether the cluster will do too,
+# What each need is in both sources' words: (Kafka's operation, kind of resource, which one on the cluster will do too,
 # KafScale's actions any of which will do, whether administration will do). Written out, not taken from the code.
 _OP, _KIND = Operation, ResourceType
-NEEDS: dict[str, tuple[Operation, ResourceType, bool, tuple[str, ...], bool]] = {
-    "read_topic": (_OP.READ, _KIND.TOPIC, False, ("fetch",), False),
-    "write_topic": (_OP.WRITE, _KIND.TOPIC, False, ("produce",), False),
-    "describe_topic": (_OP.DESCRIBE, _KIND.TOPIC, False, ("fetch", "produce"), True),
-    "describe_offsets": (_OP.DESCRIBE, _KIND.TOPIC, False, ("fetch",), False),
-    "create_topic": (_OP.CREATE, _KIND.TOPIC, False, (), True),
-    "create_topic_or_cluster": (_OP.CREATE, _KIND.TOPIC, True, (), True),
-    "create_topic_by_use": (_OP.CREATE, _KIND.TOPIC, True, ("produce",), True),
-    "delete_topic": (_OP.DELETE, _KIND.TOPIC, False, (), True),
-    "delete_topic_or_cluster": (_OP.DELETE, _KIND.TOPIC, True, (), True),
-    "alter_topic": (_OP.ALTER, _KIND.TOPIC, False, (), True),
-    "describe_configs_topic": (_OP.DESCRIBE_CONFIGS, _KIND.TOPIC, False, ("fetch",), False),
-    "alter_configs_topic": (_OP.ALTER_CONFIGS, _KIND.TOPIC, False, (), True),
-    "read_group": (_OP.READ, _KIND.GROUP, False, ("group_write",), False),
-    "describe_group": (_OP.DESCRIBE, _KIND.GROUP, False, ("group_read",), False),
-    "find_group": (_OP.DESCRIBE, _KIND.GROUP, False, ("group_read", "group_write", "group_admin"), False),
-    "list_group": (_OP.DESCRIBE, _KIND.GROUP, True, ("group_read",), False),
-    "delete_group": (_OP.DELETE, _KIND.GROUP, False, ("group_admin",), False),
-    "describe_configs_group": (_OP.DESCRIBE_CONFIGS, _KIND.GROUP, False, ("group_read",), False),
-    "alter_configs_group": (_OP.ALTER_CONFIGS, _KIND.GROUP, False, ("group_admin",), False),
-    "create_cluster": (_OP.CREATE, _KIND.CLUSTER, False, ("admin",), False),
-    "alter_cluster": (_OP.ALTER, _KIND.CLUSTER, False, ("admin",), False),
-    "describe_cluster": (_OP.DESCRIBE, _KIND.CLUSTER, False, ("admin",), False),
-    "describe_configs_cluster": (_OP.DESCRIBE_CONFIGS, _KIND.CLUSTER, False, ("admin",), False),
-    "alter_configs_cluster": (_OP.ALTER_CONFIGS, _KIND.CLUSTER, False, ("admin",), False),
-    "cluster_action_cluster": (_OP.CLUSTER_ACTION, _KIND.CLUSTER, False, (), False),
-    "idempotent_write_cluster": (_OP.IDEMPOTENT_WRITE, _KIND.CLUSTER, False, (), False),
-    "write_transactional_id": (_OP.WRITE, _KIND.TRANSACTIONAL_ID, False, ("produce",), False),
-    "describe_transactional_id": (_OP.DESCRIBE, _KIND.TRANSACTIONAL_ID, False, ("produce",), False),
+NEEDS: dict[str, tuple[Operation, ResourceType, Operation | None, tuple[str, ...], bool]] = {
+    "read_topic": (_OP.READ, _KIND.TOPIC, None, ("fetch",), False),
+    "write_topic": (_OP.WRITE, _KIND.TOPIC, None, ("produce",), False),
+    "describe_topic": (_OP.DESCRIBE, _KIND.TOPIC, None, ("fetch", "produce"), True),
+    "describe_offsets": (_OP.DESCRIBE, _KIND.TOPIC, None, ("fetch",), False),
+    "describe_epochs": (_OP.DESCRIBE, _KIND.TOPIC, _OP.CLUSTER_ACTION, ("fetch",), False),
+    "create_topic": (_OP.CREATE, _KIND.TOPIC, None, (), True),
+    "create_topic_or_cluster": (_OP.CREATE, _KIND.TOPIC, _OP.CREATE, (), True),
+    "create_topic_by_use": (_OP.CREATE, _KIND.TOPIC, _OP.CREATE, ("produce",), True),
+    "delete_topic": (_OP.DELETE, _KIND.TOPIC, None, (), True),
+    "delete_topic_or_cluster": (_OP.DELETE, _KIND.TOPIC, _OP.DELETE, (), True),
+    "alter_topic": (_OP.ALTER, _KIND.TOPIC, None, (), True),
+    "describe_configs_topic": (_OP.DESCRIBE_CONFIGS, _KIND.TOPIC, None, ("fetch",), False),
+    "alter_configs_topic": (_OP.ALTER_CONFIGS, _KIND.TOPIC, None, (), True),
+    "read_group": (_OP.READ, _KIND.GROUP, None, ("group_write",), False),
+    "describe_group": (_OP.DESCRIBE, _KIND.GROUP, None, ("group_read",), False),
+    "find_group": (_OP.DESCRIBE, _KIND.GROUP, None, ("group_read", "group_write", "group_admin"), False),
+    "list_group": (_OP.DESCRIBE, _KIND.GROUP, _OP.DESCRIBE, ("group_read",), False),
+    "delete_group": (_OP.DELETE, _KIND.GROUP, None, ("group_admin",), False),
+    "describe_configs_group": (_OP.DESCRIBE_CONFIGS, _KIND.GROUP, None, ("group_read",), False),
+    "alter_configs_group": (_OP.ALTER_CONFIGS, _KIND.GROUP, None, ("group_admin",), False),
+    "create_cluster": (_OP.CREATE, _KIND.CLUSTER, None, ("admin",), False),
+    "alter_cluster": (_OP.ALTER, _KIND.CLUSTER, None, ("admin",), False),
+    "describe_cluster": (_OP.DESCRIBE, _KIND.CLUSTER, None, ("admin",), False),
+    "describe_configs_cluster": (_OP.DESCRIBE_CONFIGS, _KIND.CLUSTER, None, ("admin",), False),
+    "alter_configs_cluster": (_OP.ALTER_CONFIGS, _KIND.CLUSTER, None, ("admin",), False),
+    "cluster_action_cluster": (_OP.CLUSTER_ACTION, _KIND.CLUSTER, None, (), False),
+    "idempotent_write_cluster": (_OP.IDEMPOTENT_WRITE, _KIND.CLUSTER, None, (), False),
+    "write_transactional_id": (_OP.WRITE, _KIND.TRANSACTIONAL_ID, None, ("produce",), False),
+    "describe_transactional_id": (_OP.DESCRIBE, _KIND.TRANSACTIONAL_ID, None, ("produce",), False),
 }
 
 
@@ -254,9 +255,11 @@ def kafka_says_of_need(
 ) -> Said:
     operation, kind, or_cluster, _, _ = NEEDS[need]
     on_resource = kafka_says(bindings, principal, host, operation, kind, name, allow_everyone)
-    if not or_cluster:
+    if or_cluster is None:
         return on_resource
-    on_cluster = kafka_says(bindings, principal, host, operation, ResourceType.CLUSTER, "kafka-cluster", allow_everyone)
+    on_cluster = kafka_says(
+        bindings, principal, host, or_cluster, ResourceType.CLUSTER, "kafka-cluster", allow_everyone
+    )
     return in_either_place(on_resource, on_cluster)
 
 

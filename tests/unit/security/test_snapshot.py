@@ -10,7 +10,7 @@ import pytest
 from kafscale.errors import Corrupt, UsageError
 from kafscale.protocol.acls import CLUSTER_NAME, AclBinding, Operation, PatternType, Permission, ResourceType
 from kafscale.security import needs
-from kafscale.security.access import DECISIONS_MAX, FullAccess, NoAccess, SnapshotAccess
+from kafscale.security.access import DECISIONS_MAX, Budget, FullAccess, NoAccess, SnapshotAccess
 from kafscale.security.acl_rules import RuleSet, parse_super_users
 from kafscale.security.kafscale_document import parse_document
 from kafscale.security.needs import Need
@@ -216,7 +216,6 @@ def test_no_document_makes_a_broker() -> None:
     """Not even one that allows everything to everybody."""
     who = access(snapshot(document=document(rule("*", "*"), default="allow")))
     assert not who.allows(needs.CLUSTER_ACTION, CLUSTER_NAME)
-    assert not FullAccess(ALICE, HERE).allows(needs.CLUSTER_ACTION, CLUSTER_NAME)
 
 
 def test_names_of_principals_come_without_their_type() -> None:
@@ -310,10 +309,17 @@ def test_denials_are_reported_each_time_and_filtering_never() -> None:
 
 def test_memory_of_decisions_is_bounded() -> None:
     """A client that asks about a million names costs no more than one that asks about some thousand."""
-    who = access(snapshot("allow read topic t*"))
-    for number in range(3 * DECISIONS_MAX):
+    budget = Budget()
+    budget.left = 100
+    rules = snapshot("allow read topic t*")
+    who = SnapshotAccess(rules, ALICE, HERE, budget=budget)
+    for number in range(300):
         assert who.shows(needs.READ_TOPIC, f"t{number}")
-        assert sum(map(len, who._decisions)) <= DECISIONS_MAX
+        assert not who.shows(needs.READ_TOPIC, f"u{number % 3}")
+        if number == 90:
+            assert budget.left < 10
+    assert budget.left > DECISIONS_MAX - 300
+    assert sum(map(len, who._decisions)) == DECISIONS_MAX - budget.left + 1
 
 
 def test_a_defect_denies() -> None:

@@ -84,7 +84,10 @@ def test_every_setting_has_its_flag() -> None:
             text = "https://s3.example.com"
         if declaration.name == "etcd_endpoints":
             text = "etcd-0:2379,etcd-1:2379"
-        environment = bucket if declaration.name.startswith("s3_") else {}
+        if declaration.name == "super_users":
+            text = "User:alice"
+        environment = {"KAFSCALE_ACL_ENABLED": "true"} if declaration.name == "super_users" else {}
+        environment |= bucket if declaration.name.startswith("s3_") else {}
         assert serve("serve", declaration.flag, text, **environment).sources[declaration.name].kind == "flag"
 
 

@@ -31,7 +31,7 @@ from kafscale.storage.reads import ColdReader
 from tests.unit.workers.doubles import Bench, FakeTransport
 from workers.admin import Admin
 from workers.apis import handlers
-from workers.authorization import AllowAll, Authorizer
+from workers.authorization import Authority
 from workers.context import ClusterView
 from workers.dispatch import AnyHandler, Dispatcher
 from workers.listener import Listener
@@ -90,12 +90,13 @@ class Lease:
 
 
 class Node:
-    """Node 0 of two, which share the slots. Use inside a running loop."""
+    """Node 0 of two, which share the slots. With authorization on nobody may anything until `authority` gets rules. Use
+    inside a running loop."""
 
     def __init__(
         self,
         settings: Settings | None = None,
-        authorizer: Authorizer | None = None,
+        is_authorization_on: bool = False,
         served: list[AnyHandler] | None = None,
         listener: Listener | None = None,
     ) -> None:
@@ -114,6 +115,7 @@ class Node:
         self.clock = self.bench.clock
         self.admin = Admin(self.clock, self._decide)
         store = MemoryStore(self.clock)
+        self.authority = Authority(self.clock, self.bench.metrics, is_on=is_authorization_on)
         self.context: Any = SimpleNamespace(
             settings=self.settings,
             clock=self.clock,
@@ -123,10 +125,11 @@ class Node:
             admin=self.admin,
             cold_reader=ColdReader(store, self.clock, 1 << 20),
             producer_ids=ProducerIds(store, Keys("test"), self.clock, random.Random(1), "me"),
+            authority=self.authority,
             metrics=self.bench.metrics,
             tasks=set(),
         )
-        self.dispatcher = Dispatcher(self.context, served or handlers(), authorizer or AllowAll())
+        self.dispatcher = Dispatcher(self.context, served or handlers())
 
     def set_nodes(self, *node_ids: int) -> None:
         self.cluster.nodes = {

@@ -25,6 +25,7 @@ from kafscale.metrics import MetricsBlock
 from kafscale.protocol.api import APIS, ApiKey, decode_response, encode_request
 from kafscale.protocol.records import iterate_records
 from kafscale.protocol.schema import Buffer, Message
+from kafscale.security.access import ANONYMOUS
 from kafscale.storage.flusher import Flusher, FlushPolicy
 from kafscale.storage.keys import Keys
 from kafscale.storage.lookups import batches_from
@@ -35,8 +36,8 @@ from kafscale.storage.store import Purpose
 from kafscale.storage.tail_cache import TailCache
 from kafscale.storage.worker_log import WorkerLog
 from workers.apis import handlers
-from workers.authorization import AllowAll, Authorizer
-from workers.caller import ANONYMOUS, Caller
+from workers.authorization import Authority
+from workers.caller import Caller
 from workers.context import ClusterView
 from workers.dispatch import Dispatcher
 from workers.groups import Groups
@@ -96,7 +97,7 @@ class GroupNode:
         settings: Settings | None = None,
         *,
         is_loaded: bool = True,
-        authorizer: Authorizer | None = None,
+        is_authorization_on: bool = False,
     ) -> None:
         self.settings = settings or Settings(group_initial_rebalance_delay_ms=0)
         self.listener = Listener("clients")
@@ -119,9 +120,10 @@ class GroupNode:
             cluster=self.cluster,
             groups=self.groups,
             lease=Lease(clock, log, 3600.0),
+            authority=Authority(clock, self.metrics, is_on=is_authorization_on),
             metrics=self.metrics,
         )
-        self.dispatcher = Dispatcher(context, handlers(), authorizer or AllowAll())
+        self.dispatcher = Dispatcher(context, handlers())
         self.partitions: dict[int, PartitionLog] = {}
         self._correlation_ids = itertools.count(1000)
         if is_loaded:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from kafscale.config import Settings
+from kafscale.protocol.acls import ResourceType
 from kafscale.protocol.api import ApiKey
 from kafscale.protocol.error_codes import ErrorCode
 from kafscale.protocol.messages.delete_groups import DeleteGroupsRequest
@@ -32,6 +33,7 @@ from kafscale.protocol.messages.offset_fetch import (
     OffsetFetchRequestTopic,
 )
 from kafscale.protocol.schema import Message
+from kafscale.security.needs import SUPPORTED_BITS
 from tests.unit.workers.handlers.group_node import (
     ELSEWHERE,
     HERE,
@@ -41,8 +43,7 @@ from tests.unit.workers.handlers.group_node import (
 )
 from tests.unit.workers.handlers.test_group_membership import join, requests, stable, versions
 from tests.unit.workers.handlers.test_group_offsets import commit, fetch
-from workers.authorization import NOT_ASKED_FOR, SUPPORTED_OPERATIONS, Requirement, ResourceType
-from workers.context import Request
+from workers.authorization import NOT_ASKED_FOR
 from workers.errors import error_codes_in
 
 FIND, DESCRIBE, LIST, DELETE = (
@@ -166,7 +167,7 @@ def test_what_may_be_done_with_a_group(version: int) -> None:
         names = [node.name(), node.name(ELSEWHERE), node.name(prefix="never")]
         await stable(node, names[0])
         groups = await describe(node, version, *names, include_authorized_operations=True)
-        allowed = SUPPORTED_OPERATIONS[ResourceType.GROUP]
+        allowed = SUPPORTED_BITS[ResourceType.GROUP]
         missing = NOT_ASKED_FOR if version >= 6 else allowed
         assert [group.authorized_operations for group in groups] == [allowed, NOT_ASKED_FOR, missing]
 
@@ -312,16 +313,11 @@ def test_every_api_says_that_groups_are_elsewhere_or_nowhere() -> None:
     run(test())
 
 
-class _Nobody:
-    def allows(self, request: Request, requirement: Requirement) -> bool:
-        return False
-
-
 def test_every_api_says_that_it_is_not_allowed() -> None:
     """GROUP_AUTHORIZATION_FAILED wherever the answer's version has a place for it, and nothing is done."""
 
     async def test() -> None:
-        node = GroupNode(authorizer=_Nobody())
+        node = GroupNode(is_authorization_on=True)
         find_requests: list[tuple[ApiKey, Message]] = [
             (FIND, FindCoordinatorRequest(key=node.name(), coordinator_keys=[node.name()]))
         ]
