@@ -100,6 +100,10 @@ test-acls: $(VENV)/.development  ## A million random decisions, compiled rules a
 sim: $(VENV)/.development  ## Simulate SEEDS=1000 clusters under faults
 	$(BIN)/python -m tests.sim.run --seeds $(SEEDS) --jobs $(JOBS) $(ARGS)
 
+.PHONY: day
+day: $(VENV)/.development  ## A worker's day on a bucket in compressed time: objects and dollars, hour by hour
+	$(BIN)/python -m tests.bench.day $(ARGS)
+
 .PHONY: demo
 demo: $(VENV)/.development  ## 336,776 flights through three clients, with the rates
 	@$(BIN)/python -m loadtest.demo $(ARGS)

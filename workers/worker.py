@@ -45,7 +45,8 @@ from kafscale.metrics import (
     SLOTS_TAKEN_OVER,
     MetricsBlock,
 )
-from kafscale.storage.compaction import Compactor
+from kafscale.storage.compaction import CompactionPolicy, Compactor
+from kafscale.storage.compaction_plan import BUCKET_SIZES, Sizes
 from kafscale.storage.flusher import Flush, Flusher, FlushPolicy
 from kafscale.storage.keys import Keys
 from kafscale.storage.log_objects import Kind, Seal, encode_small
@@ -80,6 +81,9 @@ COLD_SHARE = 4
 FLUSHES_BUFFERED_LOCAL = 2
 # Every PUT costs money there, and takes some tens of milliseconds anyway.
 FLUSH_INTERVAL_S3_MS = 250
+# Of a gibibyte produced at full speed, as many PUTs as fit into it: twice as large is half as dear.
+FLUSH_BYTES_LOCAL = 4 << 20
+FLUSH_BYTES_S3 = 8 << 20
 # A lease is a little shorter than the time after which the supervisor replaces a silent worker.
 LEASE_SHARE = 0.8
 # Of the time to drain, how much is spent on answering what was received; the rest is for the last checkpoint.
@@ -162,18 +166,22 @@ class Worker:
         )
         slabs = SlabPool(SLAB_BYTES, settings.cache_bytes + settings.produce_buffer_bytes, tail.evict)
         self.connections = Connections(settings, clock, slabs, metrics, Dispatcher(context, handlers()))
-        self.compactor = Compactor(
-            metered,
+        self.compactor = self._make_compactor(keys, random_source, tail)
+        self._upkeep = Upkeep(context, self.checkpointer, self.compactor, self.connections, tail, slabs)
+
+    def _make_compactor(self, keys: Keys, random_source: random.Random, tail: TailCache) -> Compactor:
+        return Compactor(
+            self._store,
             keys,
-            configure.log_id,
-            clock,
+            self.log_id,
+            self._clock,
             random_source,
             self.ownership.references,
             tail,
             owns=self.ownership.owns,
             changed=self.ownership.changed,
+            policy=CompactionPolicy(sizes=Sizes() if self._settings.s3_bucket is None else BUCKET_SIZES),
         )
-        self._upkeep = Upkeep(context, self.checkpointer, self.compactor, self.connections, tail, slabs)
 
     # The supervisor's messages
 
@@ -334,12 +342,14 @@ def _flush_policy(settings: Settings) -> FlushPolicy:
     if interval_ms is None and settings.s3_bucket is not None:
         interval_ms = FLUSH_INTERVAL_S3_MS
     interval_s = interval_ms / 1000 if interval_ms else None
+    flush_bytes = settings.flush_bytes or (FLUSH_BYTES_LOCAL if settings.s3_bucket is None else FLUSH_BYTES_S3)
     buffered_bytes_max = settings.produce_buffer_bytes
     if interval_s is None:
-        buffered_bytes_max = min(buffered_bytes_max, FLUSHES_BUFFERED_LOCAL * settings.flush_bytes)
+        buffered_bytes_max = min(buffered_bytes_max, FLUSHES_BUFFERED_LOCAL * flush_bytes)
     return FlushPolicy(
-        flush_bytes=settings.flush_bytes,
+        flush_bytes=flush_bytes,
         interval_s=interval_s,
         max_in_flight=settings.max_in_flight_flushes,
+        large_extent_bytes=None if settings.s3_bucket is None else BUCKET_SIZES.large,
         buffered_bytes_max=buffered_bytes_max,
     )

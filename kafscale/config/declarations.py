@@ -94,8 +94,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ] = "kafscale"
     slots: Annotated[int, Setting("Units of ownership; counts only when a cluster is first started.", 1, 16_384)] = 256
     flush_bytes: Annotated[
-        int, Setting("Write an object once so much is buffered.", 4096, 64 * MIB, also=("KAFSCALE_SEGMENT_BYTES",))
-    ] = 4 * MIB
+        int | None,
+        Setting(
+            "Write an object once so much is buffered.",
+            4096,
+            64 * MIB,
+            auto="4 MiB in a local directory, 8 MiB on S3",
+            also=("KAFSCALE_SEGMENT_BYTES",),
+        ),
+    ] = None
     flush_interval_ms: Annotated[
         int | None,
         Setting(

@@ -28,8 +28,8 @@ from kafscale.errors import ObjectExists, StoreUnavailable, StoreUnclear
 from kafscale.storage.backoff import backoff_seconds
 from kafscale.storage.compaction_plan import (
     FAN_IN,
-    SEGMENT_MIN_BYTES,
     Run,
+    Sizes,
     Survey,
     largest_segment_bytes,
     pieces_in,
@@ -74,6 +74,7 @@ class CompactionPolicy(msgspec.Struct, frozen=True, kw_only=True):
     objects: int = 256
     bytes: int = 128 << 20
     idle_s: float = 30.0
+    sizes: Sizes = Sizes()
 
 
 class CompactionResult(msgspec.Struct):
@@ -154,7 +155,7 @@ class Compactor:
         self._running = asyncio.Lock()
 
     def flushed(self, small_bytes: int) -> None:
-        """One more data object is durable, `small_bytes` of it in extents below LARGE_EXTENT_BYTES; 0: there is nothing
+        """One more data object is durable, `small_bytes` of it in extents that are not large; 0: there is nothing
         to compact in it."""
         if small_bytes:
             self._objects += 1
@@ -193,7 +194,7 @@ class Compactor:
 
     async def _next_job(self, partitions: list[PartitionLog]) -> list[Run]:
         whole = self._look_at_all and not self._is_data_due()
-        survey = Survey(self._keys, whole, self._damaged, self._settled)
+        survey = Survey(self._keys, whole, self._damaged, self._settled, self._policy.sizes)
         objects_before, bytes_before = self._objects, self._bytes
         for partition in partitions:
             for looked_at in survey.add(partition):
@@ -224,14 +225,15 @@ class Compactor:
         runs: list[Run] = []
         for partition in partitions:
             extents = unsettled(partition, self._settled)
-            await self._add_runs(runs_in(extents, partition, chosen, self._damaged, True), runs)
+            found = runs_in(extents, partition, chosen, self._damaged, self._policy.sizes.large)
+            await self._add_runs(found, runs)
         return runs
 
     async def _pack_runs(self, partitions: list[PartitionLog], chosen: set[str]) -> list[Run]:
         runs: list[Run] = []
         for partition in partitions:
             extents = list(partition.extents)
-            await self._add_runs(runs_in(extents, partition, chosen, self._damaged, False), runs)
+            await self._add_runs(runs_in(extents, partition, chosen, self._damaged), runs)
         return runs
 
     async def _add_runs(self, found: Iterable[Run | None], runs: list[Run]) -> None:
@@ -260,7 +262,7 @@ class Compactor:
                 result.damaged += 1
                 log.error("compaction leaves damaged records as they are", extra={"cause": str(error)})
                 continue
-            (large if run.bytes >= SEGMENT_MIN_BYTES else small).append((run, chunks))
+            (large if run.bytes >= self._policy.sizes.segment_min else small).append((run, chunks))
         if small:
             await self._write_pack(small, result)
         for start in range(0, len(large), WRITES_AT_ONCE):
@@ -317,7 +319,7 @@ class Compactor:
 
     async def _segment_bodies(self, run: Run, chunks: list[Chunk]) -> list[_SegmentBody]:
         """The run as segments, each no larger than the topic's setting."""
-        largest = largest_segment_bytes(run.partition)
+        largest = largest_segment_bytes(run.partition, self._policy.sizes.segment_min)
         bodies = [_SegmentBody()]
         for chunk in chunks:
             if bodies[-1].chunks and bodies[-1].bytes + chunk.length > largest:

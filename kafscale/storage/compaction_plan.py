@@ -10,6 +10,9 @@ most a flush beside 256 KiB. Compaction alone makes them at most as many as are 
 has one live copy elsewhere; only when these copies are deleted before the large extent does the rest of its object
 outlast its use (16 times as much as is alive at worst, with flushes of 4 MiB).
 
+What is large, and from how much on a partition gets a segment of its own, is another matter in a bucket, where each
+request costs money: see `Sizes`.
+
 Classes are powers of FAN_IN, and what is merged comes out at least one class higher, so a byte is rewritten at most
 - once from its data object, and that only if its extent is small,
 - once per class of packs, 64 KiB to 32 MiB: 4 times, and full packs again while their extents are short: 3 times,
@@ -42,6 +45,27 @@ STEP_EXTENTS = 2000
 RUN_EXTENTS = 8000
 PACK_CLASS_BYTES = (64 << 10, 512 << 10, 4 << 20, 32 << 20)
 FULL_PACK_EXTENT_BYTES = (4 << 10, 32 << 10, 256 << 10)
+
+
+class Sizes(msgspec.Struct, frozen=True, kw_only=True):
+    """What compaction takes for large, and from how many bytes on a partition gets a segment; None: as the constants
+    say, which suit a disk."""
+
+    large_extent_bytes: int | None = None
+    segment_min_bytes: int | None = None
+
+    @property
+    def large(self) -> int:
+        return LARGE_EXTENT_BYTES if self.large_extent_bytes is None else self.large_extent_bytes
+
+    @property
+    def segment_min(self) -> int:
+        return SEGMENT_MIN_BYTES if self.segment_min_bytes is None else self.segment_min_bytes
+
+
+# In a bucket a request costs as much as keeping 200 KB for a month, or sending any number of bytes. A segment is two
+# requests, so it must be large to be cheap; and what costs a request each time it is read should not be small.
+BUCKET_SIZES = Sizes(large_extent_bytes=1 << 20, segment_min_bytes=32 << 20)
 
 
 class Run(msgspec.Struct, frozen=True, gc=False):
@@ -77,7 +101,12 @@ class Survey:
     """
 
     def __init__(
-        self, keys: Keys, whole: bool, damaged: Collection[Place], settled: Mapping[PartitionLog, int] | None = None
+        self,
+        keys: Keys,
+        whole: bool,
+        damaged: Collection[Place],
+        settled: Mapping[PartitionLog, int] | None = None,
+        sizes: Sizes | None = None,
     ) -> None:
         # Of each data object, the live bytes in small extents.
         self.data: dict[str, int] = {}
@@ -89,6 +118,9 @@ class Survey:
         self._whole = whole
         self._damaged = damaged
         self._settled_before = settled or {}
+        sizes = sizes or Sizes()
+        self._large = sizes.large
+        self._segment_min = sizes.segment_min
 
     def add(self, partition: PartitionLog) -> Iterator[int]:
         """Take a partition in, step by step: yields how many extents were looked at since the last step."""
@@ -99,9 +131,9 @@ class Survey:
         return self._look_at_new(partition, unsettled(partition, self._settled_before), end)
 
     def _look_at_new(self, partition: PartitionLog, extents: list[Extent], end: int) -> Iterator[int]:
-        log_prefix = self._keys.log_prefix
+        log_prefix, large = self._keys.log_prefix, self._large
         for number, extent in enumerate(extents, 1):
-            if extent.length < LARGE_EXTENT_BYTES and extent.key.startswith(log_prefix):
+            if extent.length < large and extent.key.startswith(log_prefix):
                 self._add_data(partition, extent)
             if number % STEP_EXTENTS == 0:
                 yield STEP_EXTENTS
@@ -117,7 +149,7 @@ class Survey:
     def _look_at_all(self, partition: PartitionLog, extents: list[Extent], end: int) -> Iterator[int]:
         """Count data objects and packs, and find segments to merge: neighbours that were rewritten before."""
         log_prefix, topics_prefix, pack_prefix = self._keys.log_prefix, self._keys.topics_prefix, self._keys.pack_prefix
-        largest = largest_segment_bytes(partition)
+        largest, large = largest_segment_bytes(partition, self._segment_min), self._large
         stretch: list[_Piece] = []
         found: list[_Piece] | None = None
         for index, extent in enumerate(extents):
@@ -127,9 +159,9 @@ class Survey:
             if not stretch or stretch[-1].key != key:
                 is_segment = key.startswith(topics_prefix)
                 if not is_segment and not key.startswith(pack_prefix):
-                    if extent.length < LARGE_EXTENT_BYTES and key.startswith(log_prefix):
+                    if extent.length < large and key.startswith(log_prefix):
                         self._add_data(partition, extent)
-                    found = found or _worth_merging(stretch, largest)
+                    found = found or _worth_merging(stretch, largest, self._segment_min)
                     stretch = []
                     continue
                 stretch.append(_Piece(key, is_segment, index, index, 0))
@@ -137,7 +169,7 @@ class Survey:
                     self.packs.setdefault(key, PackUse()).pieces += 1
             if self._damaged and (key, extent.position) in self._damaged:
                 stretch.pop()
-                found = found or _worth_merging(stretch, largest)
+                found = found or _worth_merging(stretch, largest, self._segment_min)
                 stretch = []
                 continue
             piece = stretch[-1]
@@ -145,7 +177,7 @@ class Survey:
             piece.bytes += extent.length
             if not piece.is_segment:
                 self.packs[key].bytes += extent.length
-        found = found or _worth_merging(stretch, largest)
+        found = found or _worth_merging(stretch, largest, self._segment_min)
         if found:
             members = extents[found[0].first : found[-1].last + 1]
             self.segment_runs.append(Run(partition, members, sum(piece.bytes for piece in found)))
@@ -180,8 +212,8 @@ class Survey:
         ]
 
 
-def largest_segment_bytes(partition: PartitionLog) -> int:
-    return max(SEGMENT_MIN_BYTES, min(partition.config.segment_bytes, ROUND_BYTES))
+def largest_segment_bytes(partition: PartitionLog, segment_min_bytes: int) -> int:
+    return max(segment_min_bytes, min(partition.config.segment_bytes, ROUND_BYTES))
 
 
 def _class_of(size: int, bounds: tuple[int, ...]) -> int:
@@ -191,11 +223,11 @@ def _class_of(size: int, bounds: tuple[int, ...]) -> int:
     return len(bounds)
 
 
-def _worth_merging(stretch: list[_Piece], largest: int) -> list[_Piece] | None:
+def _worth_merging(stretch: list[_Piece], largest: int, segment_min_bytes: int) -> list[_Piece] | None:
     """The first stretch of neighbouring pieces with FAN_IN segments of one class and no larger one among them."""
     if len(stretch) < FAN_IN:
         return None
-    bound = SEGMENT_MIN_BYTES
+    bound = segment_min_bytes
     while bound < largest // 2:
         lowest, bound = bound, min(bound * FAN_IN, largest // 2)
         start = members = 0
@@ -220,10 +252,10 @@ def runs_in(
     partition: PartitionLog,
     chosen: Collection[str],
     damaged: Collection[Place],
-    leave_large: bool,
+    leave_from: int | None = None,
 ) -> Iterator[Run | None]:
-    """The runs of a partition's `extents` that lie in the chosen objects, but of large ones where these are to be left;
-    None after each step's worth of others."""
+    """The runs of a partition's `extents` that lie in the chosen objects, but of those that are `leave_from` bytes or
+    larger; None after each step's worth of others."""
     members: list[Extent] = []
     size = 0
     for number, extent in enumerate(extents):
@@ -231,7 +263,7 @@ def runs_in(
             yield None
         if (
             extent.key in chosen
-            and not (leave_large and extent.length >= LARGE_EXTENT_BYTES)
+            and (leave_from is None or extent.length < leave_from)
             and not (damaged and (extent.key, extent.position) in damaged)
         ):
             if len(members) == RUN_EXTENTS:

@@ -48,6 +48,8 @@ class FlushPolicy(msgspec.Struct, frozen=True, kw_only=True):
     interval_s: float | None
     gather_s: float = 0.001
     max_in_flight: int = MAX_IN_FLIGHT
+    # From this size on an extent is large: left where it is by compaction. None: LARGE_EXTENT_BYTES.
+    large_extent_bytes: int | None = None
     # Bytes appended and not durable beyond which callers should hold back.
     buffered_bytes_max: int = 64 << 20
 
@@ -266,7 +268,8 @@ class Flusher:
         key = self._keys.log(self._log.log_id, sequence)
 
         def build(header: bytes) -> Sequence[Buffer]:
-            return _lay_out(flush, header, key)
+            large = self._policy.large_extent_bytes
+            return _lay_out(flush, header, key, LARGE_EXTENT_BYTES if large is None else large)
 
         flush.sequence = sequence
         self._in_flight.append(flush)
@@ -304,7 +307,7 @@ class Flusher:
             self._schedule()
 
 
-def _lay_out(flush: Flush, header: bytes, key: str) -> list[Buffer]:
+def _lay_out(flush: Flush, header: bytes, key: str, large_extent_bytes: int) -> list[Buffer]:
     """The parts of the data object; notes in `flush.placed` where each partition's batches lie in it."""
     parts: list[Buffer] = [header]
     table = bytearray()
@@ -325,7 +328,7 @@ def _lay_out(flush: Flush, header: bytes, key: str) -> list[Buffer]:
             pending.bytes,
             views,
         )
-        if pending.bytes < LARGE_EXTENT_BYTES:
+        if pending.bytes < large_extent_bytes:
             flush.small_bytes += pending.bytes
             extent.batches = pending.count
             extent.checksum = checksum_of(views)

@@ -35,7 +35,7 @@ from kafscale.coordination.cluster import OFFSETS_TOPIC, encode_state, slot_of
 from kafscale.errors import Fenced as FencedError
 from kafscale.errors import KafscaleError
 from kafscale.metrics import MetricsBlock
-from kafscale.storage import compaction, compaction_plan, extents, flusher, rewriting
+from kafscale.storage import compaction_plan, extents, flusher, rewriting
 from kafscale.storage.cluster_log import ClusterLog
 from kafscale.storage.compaction import CompactionPolicy
 from kafscale.storage.keys import Keys
@@ -75,7 +75,6 @@ def predictable(source: random.Random) -> Iterator[None]:
             (uuid, "uuid4", lambda: uuid.UUID(int=source.getrandbits(128), version=4)),
             (secrets, "token_hex", lambda count=16: source.randbytes(count).hex()),
             (os, "pidfd_open", pidfd_open),
-            (compaction, "SEGMENT_MIN_BYTES", segment_min_bytes),
             (compaction_plan, "SEGMENT_MIN_BYTES", segment_min_bytes),
             *((module, "LARGE_EXTENT_BYTES", segment_min_bytes // 2) for module in _LARGE_EXTENTS_MATTER_TO),
         ):

@@ -110,7 +110,7 @@ def test_defaults_are_the_documented_ones() -> None:
     got = resolved.settings
     assert str(got.listen) == str(got.advertise) == "127.0.0.1:9092" and str(got.metrics_addr) == "127.0.0.1:9404"
     assert got.data_dir == "./data" and got.worker_ports is None and got.flush_interval_ms is None
-    assert got.workers >= 1 and got.slots == 256 and got.flush_bytes == 4 * 1024 * 1024
+    assert got.workers >= 1 and got.slots == 256 and got.fetch_max_bytes == 55 * 1024 * 1024
     assert set(resolved.sources.values()) == {Source("default")} and resolved.warnings == ()
     assert set(resolved.sources) == {declaration.name for declaration in DECLARATIONS}
 
