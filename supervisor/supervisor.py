@@ -28,7 +28,7 @@ from kafscale.coordination.store import CoordinationStore
 from kafscale.errors import StoreError, StoreFailed
 from kafscale.metrics import MetricsBlock
 from kafscale.storage.cluster_log import FIRST_VERSION
-from kafscale.storage.directory import check_format
+from kafscale.storage.directory import check_format, complete_names
 from kafscale.storage.keys import Keys
 from kafscale.storage.metered import MeteredStore
 from kafscale.storage.opening import open_proven_store
@@ -158,6 +158,8 @@ class Supervisor:
         if self._lock is None:
             self._lock = await take_directory(self._root, self._clock)
         check_format(self._root)
+        if settings.s3_bucket is None:
+            complete_names(self._root)
         self._settings = self._resolved(settings, self._listeners.endpoint.port)
         self._blocks = {index: MetricsBlock.create() for index in range(settings.workers)}
         metric_fds = [block.fd for block in self._blocks.values() if block.fd is not None]

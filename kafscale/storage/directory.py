@@ -2,6 +2,8 @@
 
 It owns `{root}/lock` and `{root}/format.json`, and clears `{root}/tmp` of what a killed process left. It must not know
 what objects mean. Everything here blocks, and is called before the broker serves.
+
+Format 1 had a file for every object; 2 has bundles too (`bundles.py`), and reads 1 as it is.
 """
 
 from __future__ import annotations
@@ -15,9 +17,11 @@ from pathlib import Path
 import msgspec
 
 from kafscale.errors import StartError
+from kafscale.storage.folders import SyncFailed
 from kafscale.storage.local import OBJECTS, TEMPORARY
+from kafscale.storage.restored_names import restore_names
 
-FORMAT = 1
+FORMAT = 2
 _LOCK = "lock"
 _FORMAT_FILE = "format.json"
 
@@ -89,6 +93,17 @@ def check_format(root: Path) -> None:
         )
     if format_version < 1:
         raise StartError(f"{path} names format {format_version}, which never was")
+    if format_version < FORMAT:
+        _write_format(root, path)
+
+
+def complete_names(root: Path) -> None:
+    """Bring back what a power failure may have taken from the locked directory of a local store. Raises StartError."""
+    try:
+        (root / OBJECTS).mkdir(exist_ok=True)
+        restore_names(root, root / OBJECTS)
+    except (OSError, SyncFailed) as error:
+        raise StartError(f"the names of objects in {root} can't be made complete: {error}") from error
 
 
 def _write_format(root: Path, path: Path) -> None:

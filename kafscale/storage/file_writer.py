@@ -29,6 +29,7 @@ _STRAIGHT_FROM_BYTES = 64 << 10
 _SMALL_PART_BYTES = 8 << 10
 _JOINED_BYTES = 64 << 10
 MOUNTS = "/proc/self/mountinfo"
+SYSTEM = "/sys"
 # Mount options that give up the order, or the flush.
 _UNORDERED = frozenset({"nobarrier", "barrier=0", "data=writeback", "noload", "norecovery"})
 _MAX_PARTS = os.sysconf("SC_IOV_MAX")
@@ -112,19 +113,33 @@ def journals_in_order(path: str) -> bool:
 
     ext4 and XFS write their changes to one journal, in order, and flush the device's cache before a commit. So a file
     that was written with O_DIRECT and then linked is durable, bytes, size and name, when its folder is; and should
-    power fail in between, the name is not there without the bytes. Of other file systems nothing is assumed.
+    power fail in between, the name is not there without the bytes. ext4 may also have been made without a journal (as
+    the disks of small virtual machines are): then nothing of this holds. Of other file systems nothing is assumed.
     """
-    longest, kind, options = "", "", ""
+    longest, device, kind, options = "", "", "", ""
     try:
         with open(MOUNTS, encoding="utf-8", errors="surrogateescape") as mounts:
             for line in mounts:
                 before, _, after = line.partition(" - ")
-                mounted_at = before.split()[4].rstrip("/")
+                fields = before.split()
+                mounted_at = fields[4].rstrip("/")
                 if (path + "/").startswith(mounted_at + "/") and len(mounted_at) >= len(longest):
-                    longest, kind, options = mounted_at, after.split()[0], f"{before} {after}"
+                    longest, device, kind, options = mounted_at, fields[2], after.split()[0], f"{before} {after}"
     except (OSError, IndexError):
         return False
-    return kind in ("ext4", "xfs") and not _UNORDERED.intersection(options.replace(",", " ").split())
+    if _UNORDERED.intersection(options.replace(",", " ").split()):
+        return False
+    return kind == "xfs" or (kind == "ext4" and _has_journal(device))
+
+
+def _has_journal(device: str) -> bool:
+    """Whether the ext4 on this device (MAJOR:MINOR) has a journal, as far as it can be told."""
+    try:
+        name = os.path.basename(os.path.realpath(f"{SYSTEM}/dev/block/{device}"))
+        with open(f"{SYSTEM}/fs/ext4/{name}/journal_task", encoding="ascii") as task:
+            return task.read().strip().isdigit()
+    except (OSError, ValueError):
+        return False
 
 
 def _coalesced(parts: Sequence[Buffer]) -> Iterator[memoryview]:

@@ -78,6 +78,24 @@ class Folders:
                 if folder.users == 0 and self._open.get(path) is not folder:
                     os.close(folder.descriptor)
 
+    def sync_nearest(self, path: str) -> None:
+        """Make what was removed from the folder durable, or its own removal if it is gone.
+
+        Raises OSError and SyncFailed.
+        """
+        while True:
+            try:
+                with self.use(path, create=False) as folder:
+                    if folder.is_gone():
+                        self.forget(folder)
+                        raise FileNotFoundError
+                    folder.sync()
+                return
+            except (FileNotFoundError, NotADirectoryError):
+                if not path:
+                    raise
+                path = path.rpartition("/")[0]
+
     def forget(self, folder: Folder) -> None:
         """Open the folder anew next time: this one was removed."""
         with self._lock:

@@ -22,7 +22,9 @@ Buffer = bytes | bytearray | memoryview
 
 
 class Purpose(StrEnum):
-    """Why a request is made: a label for metrics and money, never for behaviour."""
+    """Why a request is made: a label for metrics and money, not for behaviour. One exception: to a local directory
+    FLUSH says that the object, if small, is one of many that compaction soon rewrites, so that it keeps them together.
+    Everything holds of it all the same."""
 
     FLUSH = "flush"
     CHECKPOINT = "checkpoint"

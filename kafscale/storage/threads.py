@@ -53,6 +53,16 @@ class Threads:
         self._jobs.put(job)
         return await future
 
+    def post(self, function: Callable[[], None]) -> None:
+        """Have a thread call `function`, which raises nothing, some time; nobody hears of its end. May be called from
+        any thread, those of this object included."""
+
+        def job() -> bool:
+            function()
+            return True
+
+        self._jobs.put(job)
+
     async def close(self) -> None:
         """Let the calls that were made end, then end the threads."""
         if self._closed:

@@ -19,6 +19,7 @@ from kafscale.config import Endpoint, Settings
 from kafscale.coordination.assignment import unsettled_logs
 from kafscale.coordination.commands import CreateTopic
 from kafscale.errors import Retry, StartError
+from kafscale.storage.bundle_files import FOLDER
 from kafscale.storage.directory import check_format
 from kafscale.storage.local import OBJECTS
 from supervisor.supervisor import Supervisor
@@ -34,8 +35,9 @@ class Broker:
         data = root / f"broker-{broker_id}-{len(hub.clients)}"
         data.mkdir()
         check_format(data)
-        (root / OBJECTS).mkdir(exist_ok=True)
-        (data / OBJECTS).symlink_to(root / OBJECTS)
+        for shared in (OBJECTS, FOLDER):
+            (root / shared).mkdir(exist_ok=True)
+            (data / shared).symlink_to(root / shared)
         settings = Settings(
             **{
                 "data_dir": str(data),

@@ -64,15 +64,22 @@ def test_a_directory_that_cannot_be_made_is_a_clear_error(tmp_path: Path) -> Non
 
 
 def test_a_new_directory_gets_its_format_and_keeps_it(tmp_path: Path) -> None:
-    """Goal: the first start writes format 1, the second accepts it and changes nothing."""
+    """Goal: the first start writes format 2, the second accepts it and changes nothing."""
     check_format(tmp_path)
     before = snapshot(tmp_path)
-    assert before == {str(tmp_path / "format.json"): b'{"format":1}\n'}
+    assert before == {str(tmp_path / "format.json"): b'{"format":2}\n'}
     check_format(tmp_path)
     assert snapshot(tmp_path) == before
 
 
-@pytest.mark.parametrize("content", [b'{"format": 2}', b'{"format": 0}', b"", b"[]", b'{"format": "1"}', b"{}"])
+def test_an_older_format_is_taken_as_it_is(tmp_path: Path) -> None:
+    """Goal: a directory of format 1 becomes one of format 2, so that an older program leaves it alone from then on."""
+    (tmp_path / "format.json").write_bytes(b'{"format": 1}')
+    check_format(tmp_path)
+    assert snapshot(tmp_path) == {str(tmp_path / "format.json"): b'{"format":2}\n'}
+
+
+@pytest.mark.parametrize("content", [b'{"format": 3}', b'{"format": 0}', b"", b"[]", b'{"format": "1"}', b"{}"])
 def test_an_unknown_format_is_refused_and_nothing_is_changed(tmp_path: Path, content: bytes) -> None:
     """Goal: a newer or unreadable format is a StartError, and the directory stays as it was."""
     (tmp_path / "format.json").write_bytes(content)

@@ -75,8 +75,8 @@ def test_every_way_of_writing_gives_the_same_bytes(tmp_path: Path, unnamed: bool
 def test_a_name_is_made_after_its_bytes_are_durable_and_returned_after_its_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, direct: bool, in_order: bool
 ) -> None:
-    """Goal: bytes made durable, link, fsync of the folder, in this order; new parents are fsynced before. On a file
-    system that journals in order a file written past the page cache needs no fdatasync of its own."""
+    """Goal: bytes made durable, link, fsyncs of the linked file and of the folder, in this order; new parents are
+    fsynced before. On a file system that journals in order a file written past the page cache needs only the last."""
     steps: list[str] = []
 
     def recording(name: str, describe: Callable[..., str]) -> None:
@@ -89,7 +89,8 @@ def test_a_name_is_made_after_its_bytes_are_durable_and_returned_after_its_folde
         monkeypatch.setattr(os, name, call)
 
     def folder_of(descriptor: object) -> str:
-        return "fsync " + str(Path(os.readlink(f"/proc/self/fd/{descriptor}")).relative_to(tmp_path))
+        path = Path(os.readlink(f"/proc/self/fd/{descriptor}")).relative_to(tmp_path)
+        return "fsync the file" if "#" in path.name else f"fsync {path}"
 
     recording("fdatasync", lambda descriptor: "fdatasync")
     recording("link", lambda source, name: f"link {name}")
@@ -100,6 +101,7 @@ def test_a_name_is_made_after_its_bytes_are_durable_and_returned_after_its_folde
         store._writer._direct = direct
         store._journals_in_order = in_order
         synced = [] if direct and in_order else ["fdatasync"]
+        synced_again = ["fsync the file"] if synced else []
         steps.clear()
         await store.put_if_absent("ns/log/1", [b"x"], FLUSH)
         assert store._writer._direct == direct, "the file system of the temporary folder does no O_DIRECT"
@@ -111,11 +113,12 @@ def test_a_name_is_made_after_its_bytes_are_durable_and_returned_after_its_folde
             "fsync objects/ns/log",
             *synced,
             "link 1",
+            *synced_again,
             "fsync objects/ns/log",
         ]
         steps.clear()
         await store.put_if_absent("ns/log/2", [b"x"], FLUSH)
-        assert steps == [*synced, "link 2", "fsync objects/ns/log"]
+        assert steps == [*synced, "link 2", *synced_again, "fsync objects/ns/log"]
         steps.clear()
         with pytest.raises(ObjectExists):
             await store.put_if_absent("ns/log/2", [b"y"], FLUSH)
@@ -213,18 +216,24 @@ asyncio.run(main())
     assert (result.stdout, result.stderr) == ("3\n", "")
 
 
-def test_processes_race_for_the_same_names(tmp_path: Path) -> None:
-    """Goal: of several processes that create the same keys each key has one winner, whose bytes it holds."""
+@pytest.mark.parametrize("bundled", [True, False])
+def test_processes_race_for_the_same_names(tmp_path: Path, bundled: bool) -> None:
+    """Goal: of several processes that create the same keys each key has one winner, whose bytes it holds, be it in a
+    file of its own or in a bundle."""
     script = """
 import asyncio, sys
 from pathlib import Path
-from kafscale.clock import SystemClock
 from kafscale.errors import ObjectExists
+from kafscale.storage.bundles import BundlePolicy
 from kafscale.storage.local import LocalStore
 from kafscale.storage.store import Purpose
 
 async def main():
-    store = LocalStore(Path(sys.argv[1]))
+    # One of the three always writes files.
+    bundled = sys.argv[3] == "True" and sys.argv[2] != "0"
+    store = LocalStore(Path(sys.argv[1]), bundles=BundlePolicy(bundles_max=bundled and 9, after_puts=0))
+    if bundled:
+        store._bundles.prepare()
     sys.stdin.readline()
     for number in range(60):
         try:
@@ -238,7 +247,7 @@ asyncio.run(main())
 """
     racers = [
         subprocess.Popen(
-            [sys.executable, "-c", script, tmp_path, str(name)],
+            [sys.executable, "-c", script, tmp_path, str(name), str(bundled)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -257,8 +266,12 @@ asyncio.run(main())
             assert int(line) not in won
             won[int(line)] = str(name)
     assert sorted(won) == list(range(60))
-    for number, winner in won.items():
-        assert (tmp_path / "objects" / "ns" / str(number % 3) / str(number)).read_text() == winner
+
+    async def scenario(store: LocalStore) -> None:
+        for number, winner in won.items():
+            assert await store.get(f"ns/{number % 3}/{number}", READ) == winner.encode()
+
+    run(tmp_path, scenario)
 
 
 def test_a_folder_emptied_and_removed_by_another_process_is_made_again(tmp_path: Path) -> None:
@@ -356,6 +369,8 @@ def test_links_are_not_followed(tmp_path: Path) -> None:
     ("line", "expected"),
     [
         ("1 0 8:1 / / rw,relatime - ext4 /dev/vda rw,discard", True),
+        ("1 0 8:3 / / rw,relatime - ext4 /dev/vdc rw,discard", False),
+        ("1 0 8:4 / / rw,relatime - ext4 /dev/vdd rw,discard", False),
         ("1 0 8:1 / / rw,relatime - xfs /dev/vda rw", True),
         ("1 0 8:1 / / rw,relatime - ext4 /dev/vda rw,nobarrier", False),
         ("1 0 8:1 / / rw,relatime - ext4 /dev/vda rw,data=writeback", False),
@@ -369,8 +384,15 @@ def test_links_are_not_followed(tmp_path: Path) -> None:
 def test_only_file_systems_that_journal_in_order_are_trusted_to(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, expected: bool
 ) -> None:
-    """Goal: the longest mount point that holds the folder decides, by its type and options."""
+    """Goal: the longest mount point that holds the folder decides, by its type, its options, and its journal."""
     mounts = tmp_path / "mountinfo"
     mounts.write_text(line + "\n")
     monkeypatch.setattr(file_writer, "MOUNTS", str(mounts))
+    monkeypatch.setattr(file_writer, "SYSTEM", str(tmp_path))
+    # The third has no journal, of the fourth nothing is known.
+    for number, name, task in (("8:1", "vda", "42\n"), ("8:2", "vdb", "0\n"), ("8:3", "vdc", "<none>\n")):
+        (tmp_path / "fs" / "ext4" / name).mkdir(parents=True)
+        (tmp_path / "fs" / "ext4" / name / "journal_task").write_text(task)
+        (tmp_path / "dev" / "block").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "dev" / "block" / number).symlink_to(f"../../block/{name}")
     assert file_writer.journals_in_order("/data/kafscale") is expected

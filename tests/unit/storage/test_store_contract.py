@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from kafscale.clock import SystemClock
 from kafscale.errors import ObjectExists, ObjectMissing
+from kafscale.storage.bundles import BundlePolicy
 from kafscale.storage.local import LocalStore
 from kafscale.storage.memory import MemoryStore
 from kafscale.storage.s3 import S3Store, S3Target
@@ -22,7 +23,7 @@ from kafscale.storage.store import ObjectStore, Purpose
 from tests.s3_servers import make_bucket, moto
 
 FLUSH, READ = Purpose.FLUSH, Purpose.COLD_READ
-KINDS = ["memory", "local", "s3"]
+KINDS = ["memory", "local", "bundled", "s3"]
 # Where the S3 server of this module's tests is.
 ENDPOINTS: list[str] = []
 
@@ -61,7 +62,12 @@ def run(kind: str, scenario: Callable[[ObjectStore], Awaitable[None]]) -> None:
         asyncio.run(with_bucket())
     else:
         with tempfile.TemporaryDirectory() as root:
-            asyncio.run(with_store(LocalStore(Path(root))))
+            # Small bundles, so that they are filled and filled anew.
+            policy = BundlePolicy(object_bytes=8 << 10, bundle_bytes=32 << 10, bundles_max=3, after_puts=0)
+            store = LocalStore(Path(root), bundles=policy)
+            if kind == "bundled":
+                store._bundles.prepare()
+            asyncio.run(with_store(store))
 
 
 # A part is never a prefix of a path: no key is both an object and a folder of others ("k" ends names, never folders).
@@ -81,7 +87,7 @@ OPERATIONS = st.lists(
 )
 
 
-@pytest.mark.parametrize("kind", ["memory", "local"])
+@pytest.mark.parametrize("kind", ["memory", "local", "bundled"])
 @settings(max_examples=60, deadline=None)
 @given(operations=OPERATIONS)
 def test_behaves_like_a_dictionary(kind: str, operations: list) -> None:
@@ -214,7 +220,7 @@ def test_a_listing_stays_inside(kind: str, prefix: str) -> None:
     run(kind, scenario)
 
 
-TICK_MS = {"memory": 20, "local": 20, "s3": 1000}
+TICK_MS = {"memory": 20, "local": 20, "bundled": 20, "s3": 1000}
 
 
 @pytest.mark.parametrize("kind", KINDS)
