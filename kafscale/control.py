@@ -18,20 +18,76 @@ _LENGTH = struct.Struct(">I")
 
 
 class NodeAddress(msgspec.Struct, frozen=True, array_like=True):
-    """A Kafka node as clients are told of it."""
+    """A Kafka node as clients are told of it: `host` and `port` where its broker has one listener, else `addresses`
+    has them by the listener's name."""
 
     node_id: int
     host: str
     port: int
     rack: str | None = None
+    addresses: dict[str, tuple[str, int]] = {}
+
+    def at(self, listener: str) -> NodeAddress | None:
+        """The node as clients of the listener are told of it; None if it has no such listener."""
+        if not self.addresses:
+            return self
+        found = self.addresses.get(listener)
+        return None if found is None else NodeAddress(self.node_id, *found, self.rack)
+
+
+class ListenerSockets(msgspec.Struct, frozen=True):
+    """A listener's sockets, as descriptors that a worker has inherited. `bootstrap_fds` are those of its shared port,
+    by worker index; a worker accepts on its own, and on a sibling's between `AdoptListener` and `DropListener`."""
+
+    name: str
+    bootstrap_fds: list[int]
+    private_fd: int
+
+
+class TlsFiles(msgspec.Struct, frozen=True):
+    """What the files of a listener with TLS hold (PEM); see `kafscale.security.tls.TlsMaterial`."""
+
+    certificate: bytes
+    key: bytes
+    key_password: str | None = None
+    client_ca: bytes | None = None
+    revoked: bytes | None = None
+
+    def __repr__(self) -> str:
+        return "TlsFiles(…)"
+
+
+class Credential(msgspec.Struct, frozen=True, array_like=True):
+    """What is kept of a user's password, for one SCRAM mechanism."""
+
+    user: str
+    mechanism: str
+    salt: bytes
+    stored_key: bytes
+    server_key: bytes
+    iterations: int
+
+    def __repr__(self) -> str:
+        return f"Credential({self.user!r}, …)"
+
+
+class Security(msgspec.Struct, frozen=True, tag=True):
+    """To a worker: what is in the files of certificates, keys and credentials, all of it. Each replaces the one before.
+
+    `tls` by the listener's name; `signing_keys` is the JWKS for OAUTHBEARER; `credentials` are the bootstrap file's.
+    """
+
+    tls: dict[str, TlsFiles] = {}
+    signing_keys: bytes = b""
+    credentials: list[Credential] = []
+
+    def __repr__(self) -> str:
+        return f"Security({', '.join(self.tls)}, …)"
 
 
 class Configure(msgspec.Struct, frozen=True, tag=True):
-    """To a new worker: who it is. Descriptors are inherited and named by number.
-
-    `bootstrap_fds` are the shared bootstrap port's listening sockets of all workers of this broker, by worker index;
-    a worker accepts on its own, and on a sibling's between `AdoptListener` and `DropListener`.
-    """
+    """To a new worker: who it is. Descriptors are inherited and named by number. The listeners in `settings` are
+    complete, with the ports that were bound."""
 
     settings: Settings
     worker_index: int
@@ -39,9 +95,9 @@ class Configure(msgspec.Struct, frozen=True, tag=True):
     log_id: str
     cluster_state: bytes
     nodes: list[NodeAddress]
-    bootstrap_fds: list[int]
-    private_fd: int
+    sockets: list[ListenerSockets]
     metrics_fd: int
+    security: Security = Security()
 
 
 class ClusterVersion(msgspec.Struct, frozen=True, tag=True):
@@ -68,7 +124,7 @@ class Ping(msgspec.Struct, frozen=True, tag=True):
 
 
 class AdoptListener(msgspec.Struct, frozen=True, tag=True):
-    """To a worker: accept on the bootstrap socket of the sibling of this index, which is down."""
+    """To a worker: accept on the bootstrap sockets of the sibling of this index, which is down."""
 
     worker_index: int
 
@@ -146,14 +202,27 @@ class Released(msgspec.Struct, frozen=True, tag=True):
     sequence: int
 
 
+class KeysWanted(msgspec.Struct, frozen=True, tag=True):
+    """To the supervisor: a client's token names a signing key that is not known; there may be newer keys."""
+
+
 class Drained(msgspec.Struct, frozen=True, tag=True):
     """To the supervisor: everything received is durable and answered; the worker exits."""
 
 
 ToWorker = (
-    Configure | ClusterVersion | Nodes | Ping | AdoptListener | DropListener | Drain | CommandReply | PeerReleased
+    Configure
+    | ClusterVersion
+    | Nodes
+    | Ping
+    | Security
+    | AdoptListener
+    | DropListener
+    | Drain
+    | CommandReply
+    | PeerReleased
 )
-ToSupervisor = Pong | Serving | CommandRequest | Fenced | StoreBroken | Released | Drained
+ToSupervisor = Pong | Serving | CommandRequest | Fenced | StoreBroken | Released | KeysWanted | Drained
 
 _encoder = msgspec.msgpack.Encoder()
 

@@ -19,8 +19,19 @@ class WorkerEntry(msgspec.Struct, frozen=True):
     port: int
 
 
+class ListenerEntry(msgspec.Struct, frozen=True):
+    """`ports` are the workers' private ones, by index."""
+
+    name: str
+    protocol: str
+    listen: str
+    advertised: str
+    ports: list[int]
+
+
 class BrokerFile(msgspec.Struct, frozen=True):
-    """The file's content. Addresses are HOST:PORT. `brokers` are those that were registered when it was written."""
+    """The file's content. Addresses are HOST:PORT, those of the first listener where there are several. `brokers` are
+    those that were registered when it was written."""
 
     version: str
     supervisor_pid: int
@@ -32,6 +43,7 @@ class BrokerFile(msgspec.Struct, frozen=True):
     metrics: str
     metrics_port: int
     workers: list[WorkerEntry]
+    listeners: list[ListenerEntry]
 
 
 def write(root: Path, content: BrokerFile) -> None:

@@ -55,11 +55,12 @@ LEAVE_POLL_SECONDS = 0.05
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What the broker's process provides. `configure` says who a worker is and what it inherits; `peer` is where other
-    supervisors reach this one ("host:port"), and `send_hint` sends to such an address."""
+    """What the broker's process provides. `node_addresses` says where clients reach its nodes, given their numbers by
+    worker index; `configure` who a worker is and what it inherits. `peer` is where other supervisors reach this one
+    ("host:port"), and `send_hint` sends to such an address. `on_keys_wanted`: a worker met an unknown signing key."""
 
     spawner: Spawner
-    private_ports: Sequence[int]
+    node_addresses: Callable[[Sequence[int]], list[NodeAddress]]
     peer: str
     configure: Callable[[Post], Configure]
     on_post_change: Callable[[Post], None]
@@ -67,6 +68,7 @@ class Surroundings:
     send_hint: Callable[[str, PeerReleased], Awaitable[None]]
     fail: Callable[[BaseException], None]
     kill_hung: bool = True
+    on_keys_wanted: Callable[[], None] = lambda: None
 
 
 class ControlPlane:
@@ -138,6 +140,7 @@ class ControlPlane:
             on_command=self._requests.accept,
             on_store_broken=lambda reason: surroundings.fail(StoreFailed(reason)),
             on_released=self._on_released,
+            on_keys_wanted=surroundings.on_keys_wanted,
         )
         return [
             Post(index, settings.broker_id * NODES_PER_BROKER + index, Restarts(self._random), duties)
@@ -217,10 +220,10 @@ class ControlPlane:
     def _node_addresses(self) -> list[NodeAddress]:
         """This broker's nodes as clients are told of them: not those that have been down for long."""
         now = self._clock.monotonic()
-        host = self._settings.advertised.host
+        nodes = self._surroundings.node_addresses([post.node_id for post in self.posts])
         return [
-            NodeAddress(post.node_id, host, port)
-            for post, port in zip(self.posts, self._surroundings.private_ports, strict=True)
+            node
+            for post, node in zip(self.posts, nodes, strict=True)
             if post.down_since is None or now - post.down_since < SHOWN_WHILE_DOWN_SECONDS
         ]
 
@@ -238,7 +241,7 @@ class ControlPlane:
 
     def _on_version(self, version: int, payload: bytes) -> None:
         self._newest = (version, payload)
-        self._send_to_all(ClusterVersion(version, payload))
+        self.send_to_all(ClusterVersion(version, payload))
         self._background.spawn_task(self._publish(), "publish")
         self._balancer.wake()
         self._give_up_logs()
@@ -268,7 +271,7 @@ class ControlPlane:
             self._background.spawn_task(self._publish(), "publish")
 
     def _on_nodes(self, nodes: list[NodeAddress]) -> None:
-        self._send_to_all(Nodes(nodes))
+        self.send_to_all(Nodes(nodes))
         self._surroundings.on_nodes(nodes)
 
     def _on_released(self, sender: Post, released: Released) -> None:
@@ -284,7 +287,8 @@ class ControlPlane:
     async def _tell(self, peer: str, hint: PeerReleased) -> None:
         await self._surroundings.send_hint(peer, hint)
 
-    def _send_to_all(self, message: ToWorker) -> None:
+    def send_to_all(self, message: ToWorker) -> None:
+        """Send to every worker that there is."""
         for post in self.posts:
             if post.child is not None:
                 post.child.send(message)

@@ -55,6 +55,11 @@ class SupervisorMetrics:
     # Worker index → slots that the newest version known gives to its present log.
     slots: dict[int, int] = field(default_factory=dict)
     unsettled_slots: int = 0
+    # Listener → when the first of its certificates ends, in seconds since the epoch.
+    certificates: dict[str, float] = field(default_factory=dict)
+    security_reloads: int = 0
+    security_failures: int = 0
+    is_security_stale: bool = False
 
     def worker(self, index: int) -> WorkerFigures:
         """The figures of a worker, made on first use."""
@@ -174,6 +179,33 @@ def _supervisor_families(figures: SupervisorMetrics) -> Iterator[Metric]:
         "Slots of the cluster that are moving, or whose owner is not known to have taken over.",
         value=figures.unsettled_slots,
     )
+    yield from _security_families(figures)
     build = GaugeMetricFamily("kafscale_build_info", "What runs here.", labels=["version", "python", "broker_id"])
     build.add_metric([kafscale.__version__, platform.python_version(), str(figures.broker_id)], 1)
     yield build
+
+
+def _security_families(figures: SupervisorMetrics) -> Iterator[Metric]:
+    expiry = GaugeMetricFamily(
+        "kafscale_certificate_expiry_timestamp_seconds",
+        "When the first certificate of a listener's chain ends.",
+        labels=["listener"],
+    )
+    for listener, moment in sorted(figures.certificates.items()):
+        expiry.add_metric([listener], moment)
+    yield expiry
+    yield CounterMetricFamily(
+        "kafscale_security_reloads_total",
+        "Changed certificates, keys or credentials that were taken over.",
+        value=figures.security_reloads,
+    )
+    yield CounterMetricFamily(
+        "kafscale_security_reload_failures_total",
+        "Times that they could not be read or were not sound.",
+        value=figures.security_failures,
+    )
+    yield GaugeMetricFamily(
+        "kafscale_security_stale",
+        "Whether what is in force is older than the files, because these can't be used.",
+        value=float(figures.is_security_stale),
+    )

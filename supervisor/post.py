@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from kafscale.clock import Clock
-from kafscale.control import CommandRequest, Configure, Drain, Released, Serving, StoreBroken, ToSupervisor
+from kafscale.control import CommandRequest, Configure, Drain, KeysWanted, Released, Serving, StoreBroken, ToSupervisor
 from kafscale.coordination.assignment import EndedLog, Incarnation
 from kafscale.errors import Corrupt, Retry, StoreUnavailable, StoreUnclear
 from supervisor.child import Child, Ending, EndingKind
@@ -47,6 +47,7 @@ class Duties:
     on_command: Callable[[Child, CommandRequest], None]
     on_store_broken: Callable[[str], None]
     on_released: Callable[[Post, Released], None] = lambda post, released: None
+    on_keys_wanted: Callable[[], None] = lambda: None
 
 
 class Post:
@@ -122,6 +123,8 @@ class Post:
                 self._duties.on_store_broken(reason)
             case Released():
                 self._duties.on_released(self, message)
+            case KeysWanted():
+                self._duties.on_keys_wanted()
             case _:
                 pass
 

@@ -13,24 +13,29 @@ import socket
 from collections.abc import Sequence
 from contextlib import ExitStack
 
+import msgspec
+
 from kafscale.config import Endpoint
+from kafscale.config.listeners import ListenerSettings
+from kafscale.control import ListenerSockets, NodeAddress
 from kafscale.errors import StartError
 
 PRIVATE_PORT_OFFSET = 10_000
 BACKLOG = 4096
 
 
-class Listeners:
-    """One shared bootstrap port, with a socket for each of `workers` workers, and a private port for each."""
+class BoundListener:
+    """One listener: a shared bootstrap port, with a socket for each of `workers` workers, and a private port for each.
+    `setting` is what a person would change."""
 
-    def __init__(self, listen: Endpoint, worker_ports: int | None, workers: int) -> None:
+    def __init__(self, listen: Endpoint, worker_ports: int | None, workers: int, setting: str = "--listen") -> None:
         """Raises StartError if a port is taken or the address is none of this machine's."""
         with ExitStack() as undo:
-            self._claim = undo.enter_context(_claim(listen))
-            _probe(listen)
+            self._claim = undo.enter_context(_claim(listen, setting))
+            _probe(listen, setting)
             self.bootstrap: list[socket.socket] = []
             for _ in range(workers):
-                bound = _bound(listen if not self.bootstrap else self.endpoint, shared=True)
+                bound = _bound(listen if not self.bootstrap else self.endpoint, shared=True, setting=setting)
                 self.bootstrap.append(undo.enter_context(bound))
             self.private = [undo.enter_context(s) for s in _private(self.endpoint, worker_ports, workers)]
             undo.pop_all()
@@ -55,12 +60,63 @@ class Listeners:
             bound.close()
 
 
+class Listeners:
+    """The listeners of a broker, by name."""
+
+    def __init__(self, listeners: Sequence[ListenerSettings], workers: int) -> None:
+        """Raises StartError, as `BoundListener`."""
+        self.settings = tuple(listeners)
+        self.bound: dict[str, BoundListener] = {}
+        try:
+            for listener in listeners:
+                setting = "--listen" if len(listeners) == 1 else f"listener {listener.name}"
+                self.bound[listener.name] = BoundListener(listener.listen, listener.worker_ports, workers, setting)
+        except BaseException:
+            self.close()
+            raise
+
+    def resolved(self) -> tuple[ListenerSettings, ...]:
+        """The listeners with the ports that were bound, and with what clients are told."""
+        found = []
+        for listener in self.settings:
+            port = self.bound[listener.name].endpoint.port
+            told = listener.advertised
+            listen = Endpoint(listener.listen.host, port)
+            advertise = Endpoint(told.host, told.port or port)
+            found.append(msgspec.structs.replace(listener, listen=listen, advertise=advertise))
+        return tuple(found)
+
+    def nodes(self, node_ids: Sequence[int]) -> list[NodeAddress]:
+        """The workers as clients are told of them, by worker index."""
+        first, *others = self.settings
+        found = []
+        for index, node_id in enumerate(node_ids):
+            told = {one.name: (one.advertised.host, self.bound[one.name].private_ports[index]) for one in self.settings}
+            found.append(NodeAddress(node_id, *told[first.name], addresses=told if others else {}))
+        return found
+
+    def sockets(self, worker_index: int) -> list[ListenerSockets]:
+        """What the worker finds of them among its descriptors."""
+        return [
+            ListenerSockets(name, [one.fileno() for one in bound.bootstrap], bound.private[worker_index].fileno())
+            for name, bound in self.bound.items()
+        ]
+
+    def descriptors(self) -> list[int]:
+        """What workers inherit."""
+        return [fd for bound in self.bound.values() for fd in bound.descriptors()]
+
+    def close(self) -> None:
+        for bound in self.bound.values():
+            bound.close()
+
+
 def bind_http(endpoint: Endpoint) -> socket.socket:
     """A listening socket for /metrics and the like. Raises StartError."""
     return _listening(endpoint, "--metrics")
 
 
-def _claim(endpoint: Endpoint) -> socket.socket:
+def _claim(endpoint: Endpoint, setting: str) -> socket.socket:
     """Hold the address against another Kafscale that starts at the same moment.
 
     Bound sockets that don't listen yet are seen by no probe that allows for TIME_WAIT. A name in Linux's abstract
@@ -73,17 +129,17 @@ def _claim(endpoint: Endpoint) -> socket.socket:
         except OSError as error:
             claim.close()
             if error.errno == errno.EADDRINUSE:
-                raise StartError(_taken(endpoint, "--listen")) from error
+                raise StartError(_taken(endpoint, setting)) from error
             raise
     return claim
 
 
-def _probe(endpoint: Endpoint) -> None:
+def _probe(endpoint: Endpoint, setting: str) -> None:
     """Make sure that nobody has the port: with SO_REUSEPORT a second bind by the same user would succeed."""
-    _bound(endpoint, shared=False).close()
+    _bound(endpoint, shared=False, setting=setting).close()
 
 
-def _bound(endpoint: Endpoint, *, shared: bool, setting: str = "--listen") -> socket.socket:
+def _bound(endpoint: Endpoint, *, shared: bool, setting: str) -> socket.socket:
     family, address = _resolve(endpoint, setting)
     bound = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -132,12 +188,12 @@ def _resolve(endpoint: Endpoint, setting: str) -> tuple[int, tuple[object, ...]]
 def _private(endpoint: Endpoint, first_port: int | None, workers: int) -> Sequence[socket.socket]:
     if first_port is not None:
         return _consecutive(endpoint.host, first_port, workers, "--worker-ports")
-    preferred = endpoint.port + PRIVATE_PORT_OFFSET
-    if preferred + workers <= 65536:
+    # Where several listeners have neighbouring ports the usual ones of the second may be those of the first.
+    for preferred in range(endpoint.port + PRIVATE_PORT_OFFSET, 65536 - workers, PRIVATE_PORT_OFFSET):
         try:
             return _consecutive(endpoint.host, preferred, workers, "--worker-ports")
         except StartError:
-            pass  # One is taken: free ones then.
+            continue
     return [_listening(Endpoint(endpoint.host, 0), "--worker-ports") for _ in range(workers)]
 
 

@@ -10,14 +10,17 @@ from pathlib import Path
 import kafscale
 from kafscale.clock import Clock
 from kafscale.config import Endpoint, Settings
+from kafscale.config.listeners import listeners_of
 from kafscale.coordination.assignment import unsettled_logs
 from kafscale.coordination.store import CoordinationStore, EmbeddedCoordination
 from kafscale.metrics import MetricsBlock
-from supervisor.broker_file import BrokerFile, WorkerEntry
+from supervisor.broker_file import BrokerFile, ListenerEntry, WorkerEntry
 from supervisor.controller import Controller
 from supervisor.health import WorkerHealth, page, unhealthy_reasons, unready_reasons
 from supervisor.http import Page, Response
 from supervisor.post import Post
+from supervisor.security import SecurityWatch
+from supervisor.sockets import Listeners
 
 
 class Status:
@@ -28,7 +31,7 @@ class Status:
         settings: Settings,
         clock: Clock,
         posts: Sequence[Post],
-        private_ports: Sequence[int],
+        listeners: Listeners,
         metrics_port: int,
         blocks: Mapping[int, MetricsBlock],
         controller: Controller,
@@ -36,11 +39,12 @@ class Status:
         store_ok: Callable[[], bool],
         draining: Callable[[], bool],
         requests: MetricsBlock,
+        security: SecurityWatch,
     ) -> None:
         self._settings = settings
         self._clock = clock
         self._posts = posts
-        self._private_ports = private_ports
+        self._listeners = listeners
         self._metrics_endpoint = Endpoint(settings.metrics_addr.host, metrics_port)
         self._blocks = blocks
         self._controller = controller
@@ -48,6 +52,7 @@ class Status:
         self._store_ok = store_ok
         self._draining = draining
         self._requests = requests
+        self._security = security
 
     def pages(self) -> dict[str, Page]:
         return {"/metrics": self._metrics, "/healthz": self._healthz, "/readyz": self._readyz}
@@ -55,12 +60,11 @@ class Status:
     def lines(self, root: Path, seconds: float) -> list[str]:
         """What a person wants to know who has just started the broker."""
         settings = self._settings
-        ports = ", ".join(map(str, self._private_ports))
         nodes = ", ".join(str(post.node_id) for post in self._posts)
         return [
             f"Kafscale {kafscale.__version__} is ready after {seconds:.2f} s.",
-            f"  Kafka clients  {settings.advertised}" + self._listening_note(),
-            f"  Workers        {len(self._posts)} (nodes {nodes} on ports {ports})",
+            *self._listener_lines(),
+            f"  Workers        {len(self._posts)} (nodes {nodes}{self._ports_note()})",
             *self._cluster_line(),
             f"  Data           {root if settings.s3_bucket is None else f's3://{settings.s3_bucket}'}",
             f"  Metrics        http://{self._metrics_endpoint}/metrics  (also /healthz, /readyz)",
@@ -69,6 +73,7 @@ class Status:
 
     def broker_file(self) -> BrokerFile:
         settings = self._settings
+        first = next(iter(self._listeners.bound.values()))
         return BrokerFile(
             version=kafscale.__version__,
             supervisor_pid=os.getpid(),
@@ -81,14 +86,40 @@ class Status:
             metrics_port=self._metrics_endpoint.port,
             workers=[
                 WorkerEntry(post.index, post.child.pid, post.node_id, port)
-                for post, port in zip(self._posts, self._private_ports, strict=True)
+                for post, port in zip(self._posts, first.private_ports, strict=True)
                 if post.child is not None
+            ],
+            listeners=[
+                ListenerEntry(
+                    one.name,
+                    one.protocol,
+                    str(one.listen),
+                    str(one.advertised),
+                    self._listeners.bound[one.name].private_ports,
+                )
+                for one in listeners_of(settings)
             ],
         )
 
-    def _listening_note(self) -> str:
-        listen = self._settings.listen
-        return "" if listen == self._settings.advertised else f"  (listening on {listen})"
+    def _listener_lines(self) -> list[str]:
+        shown = listeners_of(self._settings)
+        lines = []
+        for number, one in enumerate(shown):
+            notes: list[str] = [] if len(shown) == 1 and one.protocol == "PLAINTEXT" else [one.protocol]
+            if one.listen != one.advertised:
+                notes.append(f"listening on {one.listen}")
+            if len(shown) > 1:
+                notes.append(f"ports {self._ports(one.name)}")
+            title = "" if number else "Kafka clients"
+            lines.append(f"  {title:15}{one.advertised}" + (f"  ({', '.join(notes)})" if notes else ""))
+        return lines
+
+    def _ports(self, listener: str) -> str:
+        return ", ".join(map(str, self._listeners.bound[listener].private_ports))
+
+    def _ports_note(self) -> str:
+        names = list(self._listeners.bound)
+        return f" on ports {self._ports(names[0])}" if len(names) == 1 else ""
 
     def _cluster_line(self) -> list[str]:
         if isinstance(self._coordination, EmbeddedCoordination):
@@ -155,5 +186,9 @@ class Status:
             unsettled_slots=sum(map(len, unsettled_logs(self._controller.state).values()))
             if self._controller.version
             else 0,
+            certificates={name: moment.timestamp() for name, moment in self._security.expires_at.items()},
+            security_reloads=self._security.reload_count,
+            security_failures=self._security.failure_count,
+            is_security_stale=self._security.has_failed,
         )
         return Response(200, CONTENT_TYPE, render(self._blocks, figures))

@@ -21,11 +21,12 @@ import msgspec
 
 from kafscale.clock import Clock
 from kafscale.config import Endpoint, Settings
-from kafscale.control import AdoptListener, Configure, DropListener, NodeAddress, PeerReleased
+from kafscale.config.listeners import ListenerSettings, listeners_of
+from kafscale.control import AdoptListener, Configure, DropListener, NodeAddress, PeerReleased, Security
 from kafscale.coordination.cluster import encode_state
 from kafscale.coordination.opening import open_coordination
 from kafscale.coordination.store import CoordinationStore
-from kafscale.errors import StoreError, StoreFailed
+from kafscale.errors import StoreError, StoreFailed, UsageError
 from kafscale.metrics import MetricsBlock
 from kafscale.storage.cluster_log import FIRST_VERSION
 from kafscale.storage.directory import check_format, complete_names
@@ -43,6 +44,7 @@ from supervisor.draining import drain_workers
 from supervisor.hints import Hints
 from supervisor.http import HttpServer
 from supervisor.post import Post
+from supervisor.security import SecurityWatch
 from supervisor.sockets import Listeners, bind_http
 from supervisor.spawner import WORKER_COMMAND, Spawner
 from supervisor.status import Status
@@ -101,6 +103,7 @@ class Supervisor:
         self._status: Status | None = None
         self._adoptions = Adoptions()
         self._files = Threads("supervisor-files", 1)
+        self._security = SecurityWatch(settings, clock, self._files, self._on_security)
         self._background = Background(self._fail)
         self._failure: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
 
@@ -115,6 +118,7 @@ class Supervisor:
 
     def ask_to_reload(self) -> None:
         """Take over what can be changed while running."""
+        self._security.reload()
         try:
             self._reload()
         except Exception:
@@ -153,14 +157,14 @@ class Supervisor:
         # nothing. One that is there may belong to workers that still hold the ports too.
         if (self._root / LOCK_FILE).exists():
             self._lock = await take_directory(self._root, self._clock)
-        self._listeners = Listeners(settings.listen, settings.worker_ports, settings.workers)
+        self._listeners = Listeners(listeners_of(settings), settings.workers)
         http_socket = bind_http(settings.metrics_addr)
         if self._lock is None:
             self._lock = await take_directory(self._root, self._clock)
         check_format(self._root)
         if settings.s3_bucket is None:
             complete_names(self._root)
-        self._settings = self._resolved(settings, self._listeners.endpoint.port)
+        self._settings = self._resolved(settings, self._listeners.resolved())
         self._blocks = {index: MetricsBlock.create() for index in range(settings.workers)}
         metric_fds = [block.fd for block in self._blocks.values() if block.fd is not None]
         self._spawner = Spawner(
@@ -169,6 +173,10 @@ class Supervisor:
         return http_socket, self._spawner
 
     async def _start(self) -> None:
+        if any(one.protocol != "PLAINTEXT" or one.proxy_protocol for one in listeners_of(self._settings)):
+            raise UsageError("listeners with TLS, SASL or the PROXY protocol are not served yet")
+        # What is broken in it stops the start before anything is bound.
+        await self._security.load()
         http_socket, spawner = await self._bind()
         settings, listeners = self._settings, self._listeners
         assert listeners is not None
@@ -187,7 +195,7 @@ class Supervisor:
             self._background,
             Surroundings(
                 spawner=spawner,
-                private_ports=listeners.private_ports,
+                node_addresses=listeners.nodes,
                 peer=str(Endpoint(settings.advertised.host, metrics_port)),
                 configure=self._configure,
                 on_post_change=self._on_post_change,
@@ -195,13 +203,14 @@ class Supervisor:
                 send_hint=self._hints.send,
                 fail=self._fail,
                 kill_hung=self._kill_hung,
+                on_keys_wanted=self._security.want_keys,
             ),
         )
         self._status = Status(
             settings,
             self._clock,
             control_plane.posts,
-            listeners.private_ports,
+            listeners,
             metrics_port,
             self._blocks,
             control_plane.controller,
@@ -209,22 +218,24 @@ class Supervisor:
             self._store_ok,
             lambda: self._draining,
             requests,
+            self._security,
         )
         self._http = HttpServer(self._status.pages(), self._clock)
         await self._http.start(http_socket)
         await control_plane.start(children)
         self._background.spawn_loop(self._watch(keys), "watch")
+        self._background.spawn_loop(self._security.run(), "security")
         if control_plane.in_cluster:
             await self._hints.start(settings.metrics_addr.host, metrics_port)
 
-    def _resolved(self, settings: Settings, port: int) -> Settings:
+    def _resolved(self, settings: Settings, listeners: tuple[ListenerSettings, ...]) -> Settings:
         """The settings as workers get them: with the ports that were bound, and paths that don't depend on a folder."""
-        listen = Endpoint(settings.listen.host, port)
-        advertised = settings.advertised
+        first = listeners[0]
         return msgspec.structs.replace(
             settings,
-            listen=listen,
-            advertise=Endpoint(advertised.host, advertised.port or port),
+            listeners=listeners,
+            listen=first.listen,
+            advertise=first.advertise,
             data_dir=str(self._root),
         )
 
@@ -239,9 +250,9 @@ class Supervisor:
             log_id=post.log_id,
             cluster_state=encode_state(self._control_plane.controller.state),
             nodes=self._control_plane.membership.nodes(),
-            bootstrap_fds=[bound.fileno() for bound in self._listeners.bootstrap],
-            private_fd=self._listeners.private[post.index].fileno(),
+            sockets=self._listeners.sockets(post.index),
             metrics_fd=metrics_fd,
+            security=self._security.security,
         )
 
     # What the control plane reports.
@@ -249,6 +260,10 @@ class Supervisor:
     def _on_hint(self, hint: PeerReleased) -> None:
         assert self._control_plane is not None
         self._control_plane.on_hint(hint)
+
+    def _on_security(self, security: Security) -> None:
+        if self._control_plane is not None:
+            self._control_plane.send_to_all(security)
 
     def _on_nodes(self, nodes: list[NodeAddress]) -> None:
         if self._announced:

@@ -34,19 +34,22 @@ class Listener:
         """The nodes that clients are told of, by number."""
         if self._one is not None:
             return [self._one]
-        return [node for _, node in sorted(cluster.nodes.items())]
+        told = (node.at(self.name) for _, node in sorted(cluster.nodes.items()))
+        return [node for node in told if node is not None]
 
     def told(self, node_id: int) -> int:
         """The number under which clients know a node."""
         return node_id if self._one is None else ONE_NODE_ID
 
     def address(self, cluster: ClusterView, node_id: int) -> NodeAddress | None:
-        """Where clients reach a node; None while it is not alive."""
+        """Where clients reach a node; None while it is not alive, or if it has no such listener."""
         node = cluster.nodes.get(node_id)
-        return node if self._one is None or node is None else self._one
+        return None if node is None else self._one or node.at(self.name)
 
     def controller(self, cluster: ClusterView) -> int:
         """The node to send admin requests to: the one that answers, or any that is alive; -1 if none is."""
         if self._one is not None:
             return ONE_NODE_ID
-        return cluster.node_id if cluster.node_id in cluster.nodes else min(cluster.nodes, default=-1)
+        if self.address(cluster, cluster.node_id) is not None:
+            return cluster.node_id
+        return min((node.node_id for node in self.nodes(cluster)), default=-1)

@@ -59,11 +59,12 @@ def why_not_served(
 
 
 def leader_addresses(
-    context: Context, results: Iterable[tuple[Any, ...]], leader_at: int
+    context: Context, listener: Listener, results: Iterable[tuple[Any, ...]], leader_at: int
 ) -> list[tuple[int, str, int, str | None]]:
-    """The addresses of the leaders that results of Produce or Fetch name at field `leader_at` (KIP-951)."""
+    """The addresses, as clients of `listener` know them, of the leaders that results of Produce or Fetch name at field
+    `leader_at` (KIP-951)."""
     named = {result[leader_at][0] for result in results if result[leader_at] is not None}
-    found = (context.cluster.nodes.get(node_id) for node_id in sorted(named))
+    found = (listener.address(context.cluster, node_id) for node_id in sorted(named))
     return [(node.node_id, node.host, node.port, node.rack) for node in found if node is not None]
 
 

@@ -115,27 +115,30 @@ class Process(asyncio.Protocol):
 
     async def _listen_to_clients(self) -> None:
         assert self._configure is not None
-        for fd in (self._configure.private_fd, self._configure.bootstrap_fds[self._configure.worker_index]):
-            self._servers[fd] = await self._listen(fd)
+        for sockets in self._configure.sockets:
+            for fd in (sockets.private_fd, sockets.bootstrap_fds[self._configure.worker_index]):
+                await self._listen(sockets.name, fd)
 
-    async def _listen(self, fd: int) -> asyncio.Server:
+    async def _listen(self, listener: str, fd: int) -> None:
         assert self._worker is not None
-        # A duplicate: closing the server must not close what a sibling may accept on later.
-        sock = socket.socket(fileno=os.dup(fd))
-        return await asyncio.get_running_loop().create_server(self._worker.connections, sock=sock, backlog=BACKLOG)
+        if fd not in self._servers:
+            # A duplicate: closing the server must not close what a sibling may accept on later.
+            sock = socket.socket(fileno=os.dup(fd))
+            make = self._worker.connection_factory(listener)
+            self._servers[fd] = await asyncio.get_running_loop().create_server(make, sock=sock, backlog=BACKLOG)
 
     async def _adopt(self, worker_index: int) -> None:
         if self._configure is None or self._worker is None or self._worker.is_stopped:
             return
-        fd = self._configure.bootstrap_fds[worker_index]
-        if fd not in self._servers:
-            self._servers[fd] = await self._listen(fd)
+        for sockets in self._configure.sockets:
+            await self._listen(sockets.name, sockets.bootstrap_fds[worker_index])
 
     def _drop(self, worker_index: int) -> None:
         if self._configure is not None:
-            server = self._servers.pop(self._configure.bootstrap_fds[worker_index], None)
-            if server is not None:
-                server.close()
+            for sockets in self._configure.sockets:
+                server = self._servers.pop(sockets.bootstrap_fds[worker_index], None)
+                if server is not None:
+                    server.close()
 
     async def _drain(self) -> None:
         for server in self._servers.values():

@@ -9,12 +9,14 @@ that was received is durable and answered, and its log sealed by itself), fenced
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import random
 from collections.abc import Awaitable, Callable, Coroutine
 
 from kafscale.clock import Clock
 from kafscale.config import Settings
+from kafscale.config.listeners import listeners_of
 from kafscale.control import (
     ClusterVersion,
     CommandReply,
@@ -25,6 +27,7 @@ from kafscale.control import (
     Nodes,
     Ping,
     Pong,
+    Security,
     Serving,
     StoreBroken,
     ToSupervisor,
@@ -61,12 +64,13 @@ from workers.admin import Admin
 from workers.apis import handlers
 from workers.authorization import Authority
 from workers.checkpoints import Checkpointer
-from workers.connection import SMALL_FRAME_BYTES
+from workers.connection import SMALL_FRAME_BYTES, Connection
 from workers.connections import Connections
 from workers.context import ClusterView, Context
 from workers.dispatch import Dispatcher
 from workers.groups import Groups
 from workers.lease import Lease
+from workers.listener import Listener
 from workers.ownership import Ownership, settle
 from workers.producer_ids import ProducerIds
 from workers.slabs import SlabPool
@@ -165,7 +169,11 @@ class Worker:
             hold_produce=self._hold_produce,
         )
         slabs = SlabPool(SLAB_BYTES, settings.cache_bytes + settings.produce_buffer_bytes, tail.evict)
-        self.connections = Connections(settings, clock, slabs, metrics, Dispatcher(context, handlers()))
+        dispatcher = Dispatcher(context, handlers())
+        self._listeners = {one.name: Listener(one.name) for one in listeners_of(settings)}
+        self.connections = Connections(
+            settings, clock, slabs, metrics, dispatcher, next(iter(self._listeners.values()))
+        )
         self.compactor = self._make_compactor(keys, random_source, tail)
         self._upkeep = Upkeep(context, self.checkpointer, self.compactor, self.connections, tail, slabs)
 
@@ -183,6 +191,10 @@ class Worker:
             policy=CompactionPolicy(sizes=Sizes() if self._settings.s3_bucket is None else BUCKET_SIZES),
         )
 
+    def connection_factory(self, listener: str) -> Callable[[], Connection]:
+        """What makes the protocol of a connection to the listener."""
+        return functools.partial(Connection, self.connections, self._listeners[listener])
+
     # The supervisor's messages
 
     def receive(self, message: ToWorker) -> None:
@@ -197,6 +209,8 @@ class Worker:
                 self._set_nodes(nodes)
             case CommandReply():
                 self._admin.on_reply(message)
+            case Security():
+                pass
             case _:
                 raise ValueError(f"a worker was sent {type(message).__name__}, which is not for it")
 

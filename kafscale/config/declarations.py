@@ -4,8 +4,8 @@ To add a setting, add ONE line to `Settings`: its name (units last), its type, a
 bounds, and its default. From that line follow its flag (`--data-dir`), its variable (`KAFSCALE_DATA_DIR`), its key in
 the TOML file (`data_dir`), its checks, `kafscale config`, `--help`, and docs/settings.md (write it anew with
 `python -m kafscale config --markdown > docs/settings.md`). Types: int, bool, str, Endpoint, a Literal of texts,
-each also `| None`, which is written `auto`: then `Setting.auto` says what is done instead. A rule over two settings
-goes into `sources._check_together`.
+or the listeners, each also `| None`, which is written `auto`: then `Setting.auto` says what is done instead. A rule
+over two settings goes into `sources._check_together`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import msgspec
 
 from kafscale.config.endpoint import Endpoint
+from kafscale.config.listeners import ListenerSettings
 
 MIB = 1024 * 1024
 DAY_MS = 24 * 60 * 60 * 1000
@@ -64,6 +65,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         int | None,
         Setting("First of the workers' private ports.", 1, 65535, auto="listen port + 10000, or free ones"),
     ] = None
+    listeners: Annotated[
+        tuple[ListenerSettings, ...] | None,
+        Setting(
+            "Several listeners, each with its own protocol; see docs/security.md.",
+            auto="one, of listen, advertise, worker_ports, and of what is set for TLS and SASL",
+            metavar="NAME://HOST:PORT?…,…",
+        ),
+    ] = None
     metrics_addr: Annotated[Endpoint, Setting("Where /metrics, /healthz and /readyz are served.", flag="--metrics")] = (
         Endpoint("127.0.0.1", 9404)
     )
@@ -77,6 +86,18 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     connections_idle_ms: Annotated[int, Setting("A connection silent for so long is closed.", 1000, INT32_MAX)] = (
         600_000
     )
+    connections_max_per_address: Annotated[
+        int | None,
+        Setting(
+            "Of these, from one client address (behind trusted proxies, the client's own).",
+            1,
+            1_000_000,
+            auto="no limit of its own",
+        ),
+    ] = None
+    connections_per_second_max: Annotated[
+        int | None, Setting("Connections a worker takes a second; more wait.", 1, 1_000_000, auto="no limit")
+    ] = None
     frame_header_timeout_ms: Annotated[
         int, Setting("A request that has begun must be complete within this time.", 100, INT32_MAX)
     ] = 30_000
@@ -230,6 +251,115 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ] = 1_800_000
     group_max_size: Annotated[int, Setting("Most members of a group.", 1, 100_000)] = 10_000
 
+    allow_insecure: Annotated[
+        bool,
+        Setting("Listen without encryption or authentication on addresses that other machines reach."),
+    ] = False
+    handshake_timeout_ms: Annotated[
+        int, Setting("Time for a PROXY header, and again for a TLS handshake.", 3000, 600_000)
+    ] = 10_000
+    authentication_timeout_ms: Annotated[
+        int, Setting("Time from connecting to being authenticated, where a listener has SASL.", 1000, 600_000)
+    ] = 30_000
+    principal_source: Annotated[
+        Literal["client_id", "remote_addr", "proxy_addr", "sasl", "mtls"] | None,
+        Setting(
+            "What a client is known by. A client id is what the client says of itself.",
+            auto="sasl or mtls where a listener has it, else client_id",
+        ),
+    ] = None
+    proxy_protocol: Annotated[
+        bool, Setting("Expect a PROXY header (version 1 or 2) on every connection; needs trusted_proxies.")
+    ] = False
+    trusted_proxies: Annotated[
+        str | None,
+        Setting(
+            "Addresses and networks of the proxies whose headers count; all others are refused then.",
+            auto="none",
+            metavar="ADDRESS,…",
+        ),
+    ] = None
+    broker_tls_cert_file: Annotated[
+        str | None,
+        Setting(
+            "Certificate chain (PEM) of listeners with TLS; turns TLS on for `listen`.", auto="none", metavar="FILE"
+        ),
+    ] = None
+    broker_tls_key_file: Annotated[str | None, Setting("Its key (PEM).", auto="none", metavar="FILE")] = None
+    broker_tls_key_password: Annotated[str | None, Setting("The key's password.", auto="none", secret=True)] = None
+    broker_tls_key_password_file: Annotated[
+        str | None, Setting("File with the key's password.", auto="none", metavar="FILE")
+    ] = None
+    broker_tls_client_ca_file: Annotated[
+        str | None, Setting("CAs (PEM) that certificates of clients must be signed by.", auto="none", metavar="FILE")
+    ] = None
+    broker_tls_crl_file: Annotated[
+        str | None,
+        Setting("Revoked client certificates: a current list (PEM) of each of these CAs.", auto="none", metavar="FILE"),
+    ] = None
+    broker_tls_client_auth: Annotated[
+        Literal["none", "requested", "required"] | None,
+        Setting("Whether clients must show a certificate.", auto="required where a CA for them is set"),
+    ] = None
+    broker_tls_min_version: Annotated[Literal["1.2", "1.3"], Setting("Oldest version of TLS spoken.")] = "1.2"
+    broker_tls_strict: Annotated[
+        bool, Setting("Refuse client certificates that RFC 5280 does not allow. Off for CAs that don't follow it.")
+    ] = True
+    principal_mapping_rules: Annotated[
+        str, Setting("From a client certificate's subject to a name (KIP-371).", metavar="RULE:…/…/,…,DEFAULT")
+    ] = "DEFAULT"
+    security_check_interval_ms: Annotated[
+        int, Setting("How often files of certificates, keys and credentials are looked at for changes.", 100, 3_600_000)
+    ] = 2000
+    sasl_mechanisms: Annotated[
+        str | None,
+        Setting(
+            "PLAIN, SCRAM-SHA-256, SCRAM-SHA-512, OAUTHBEARER: those offered; turns SASL on for `listen`.",
+            auto="none",
+            metavar="MECHANISM,…",
+        ),
+    ] = None
+    sasl_credentials_file: Annotated[
+        str | None,
+        Setting("A cluster's first users, as `kafscale credential` writes them.", auto="none", metavar="FILE"),
+    ] = None
+    connections_max_reauth_ms: Annotated[
+        int, Setting("A client must authenticate again within this time (KIP-368); 0 for never.", 0, INT32_MAX)
+    ] = 0
+    connection_failed_authentication_delay_ms: Annotated[
+        int, Setting("How long a client waits for the news that it was refused.", 100, 10_000)
+    ] = 100
+    sasl_oauthbearer_jwks_url: Annotated[
+        str | None,
+        Setting(
+            "Where the keys are that tokens are signed with (https).", auto="sasl_oauthbearer_jwks_file", metavar="URL"
+        ),
+    ] = None
+    sasl_oauthbearer_jwks_file: Annotated[
+        str | None, Setting("File with these keys (a JWKS).", auto="none", metavar="FILE")
+    ] = None
+    sasl_oauthbearer_jwks_ca_file: Annotated[
+        str | None, Setting("CAs (PEM) for that URL.", auto="those of the system", metavar="FILE")
+    ] = None
+    sasl_oauthbearer_jwks_refresh_ms: Annotated[int, Setting("How often the URL is read again.", 1000, DAY_MS)] = (
+        3_600_000
+    )
+    sasl_oauthbearer_issuer: Annotated[
+        str | None, Setting("The issuer (iss) of tokens that are taken.", auto="any")
+    ] = None
+    sasl_oauthbearer_audience: Annotated[
+        str | None, Setting("The audience (aud) that tokens must be meant for.", auto="any")
+    ] = None
+    sasl_oauthbearer_clock_skew_ms: Annotated[
+        int, Setting("By how much clocks may differ when a token's times are compared.", 0, 600_000)
+    ] = 30_000
+    sasl_oauthbearer_principal_claim: Annotated[str, Setting("The claim that names the principal.", metavar="NAME")] = (
+        "sub"
+    )
+    sasl_oauthbearer_required_scope: Annotated[str | None, Setting("A scope that tokens must have.", auto="none")] = (
+        None
+    )
+
     acl_enabled: Annotated[bool, Setting("Authorize requests by ACLs. Without it everybody may do everything.")] = False
     acl_json: Annotated[
         str | None,
@@ -298,6 +428,7 @@ SECTIONS = {
     "etcd_endpoints": "Cluster",
     "auto_create_topics": "Topics and records",
     "offsets_topic_partitions": "Consumer groups",
+    "allow_insecure": "Security",
     "acl_enabled": "Authorization",
     "allow_admin_apis": "Operation",
 }
@@ -307,7 +438,7 @@ class Declaration(NamedTuple):
     """One setting as the reading and showing code sees it. `default` is None where `setting.auto` applies."""
 
     name: str
-    kind: Literal["int", "bool", "str", "endpoint", "choice"]
+    kind: Literal["int", "bool", "str", "endpoint", "choice", "listeners"]
     choices: tuple[str, ...]
     default: Any
     setting: Setting
@@ -338,6 +469,8 @@ def _declaration(field: msgspec.structs.FieldInfo, hint: Any) -> Declaration:
     if typing.get_origin(value_type) in (typing.Union, types.UnionType):
         (value_type,) = (part for part in typing.get_args(value_type) if part is not types.NoneType)
         assert setting.auto, f"{field.name} may be None and must say what auto does"
+    if typing.get_origin(value_type) is tuple:
+        return Declaration(field.name, "listeners", (), None, setting)
     choices = typing.get_args(value_type) if typing.get_origin(value_type) is Literal else ()
     kinds: dict[Any, Any] = {int: "int", bool: "bool", str: "str", Endpoint: "endpoint"}
     default = None if setting.auto else field.default

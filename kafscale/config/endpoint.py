@@ -32,6 +32,15 @@ class Endpoint(msgspec.Struct, frozen=True):
         mapped = getattr(address, "ipv4_mapped", None)
         return address.is_unspecified or (mapped is not None and mapped.is_unspecified)
 
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine reaches the host: a loopback address, or `localhost`, which RFC 6761 makes one."""
+        if self.host.rstrip(".").lower() == "localhost":
+            return True
+        address = _ip_address(self.host)
+        mapped = getattr(address, "ipv4_mapped", None)
+        return address is not None and (address.is_loopback or (mapped is not None and mapped.is_loopback))
+
     @classmethod
     def parse(cls, text: str) -> Endpoint:
         """Read HOST:PORT; a missing host (`:9092`) is every IPv4 address. Raises ValueError that says what is wrong."""

@@ -11,10 +11,12 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
+from urllib.parse import urlsplit
 
 from kafscale.config.cpus import usable_cpus
 from kafscale.config.declarations import DECLARATIONS, WORKERS_MAX, Declaration, Settings
 from kafscale.config.endpoint import Endpoint
+from kafscale.config.listeners import ListenerSettings, check_listeners, mechanisms_of
 from kafscale.config.values import parse_text, parse_toml
 from kafscale.errors import UsageError
 
@@ -32,7 +34,9 @@ BROKER_HOST = "KAFSCALE_BROKER_HOST"
 BROKER_PORT = "KAFSCALE_BROKER_PORT"
 
 # A misspelt one of these would leave a door open, so it stops the start.
-_SECURITY_WORDS = ("_ACL_", "_SASL_", "_TLS_", "_LISTEN", "_PRINCIPAL_")
+_SECURITY_WORDS = (
+    *("_ACL_", "_SASL_", "_TLS_", "_LISTEN", "_PRINCIPAL_", "_PROXY_PROTOCOL", "_TRUSTED_", "_CREDENTIAL", "_REAUTH"),
+)
 
 # What Kubernetes puts into a pod's environment for every service called kafscale-….
 _INJECTED_NAME = re.compile(
@@ -84,7 +88,7 @@ def resolve(flags: Mapping[str, str], environ: Mapping[str, str], config_file: s
     sources = {name: source for name, (_, source) in found.items()}
     _derive(values, sources)
     settings = Settings(**values)
-    _check_together(settings, sources)
+    warnings += _check_together(settings, sources)
     return Resolved(settings, sources, tuple(warnings), path)
 
 
@@ -195,6 +199,9 @@ def _derive(values: dict[str, Any], sources: Mapping[str, Source]) -> None:
     """Fill in what follows from the machine or from other settings."""
     if values["workers"] is None:
         values["workers"] = min(usable_cpus(), WORKERS_MAX)
+    if values["listeners"] is not None:
+        _derive_from_first(values["listeners"][0], values, sources)
+        return
     listen: Endpoint = values["listen"]
     advertise: Endpoint | None = values["advertise"]
     if advertise is None:
@@ -208,8 +215,27 @@ def _derive(values: dict[str, Any], sources: Mapping[str, Source]) -> None:
         values["advertise"] = Endpoint(advertise.host, listen.port)
 
 
-def _check_together(settings: Settings, sources: Mapping[str, Source]) -> None:
-    """Rules over several settings. Each names one of them in a single line."""
+def _derive_from_first(first: ListenerSettings, values: dict[str, Any], sources: Mapping[str, Source]) -> None:
+    """The settings of one listener speak of the first of several."""
+    meant = {"listen": first.listen, "advertise": first.advertised, "worker_ports": first.worker_ports}
+    for name, value in meant.items():
+        if sources[name].kind != "default" and values[name] != value:
+            raise UsageError(
+                f"{_named(name, sources)}: {values[name]} is not what listeners say; with listeners, leave it out"
+            )
+        values[name] = value
+
+
+def _check_together(settings: Settings, sources: Mapping[str, Source]) -> list[str]:
+    """Rules over several settings. Each names one of them in a single line. Returns warnings."""
+    try:
+        warnings = check_listeners(settings)
+    except ValueError as error:
+        where = "" if sources["listeners"].kind == "default" else f"{_named('listeners', sources)}: "
+        raise UsageError(f"{where}{error}") from None
+    if settings.broker_tls_key_password is not None and settings.broker_tls_key_password_file is not None:
+        raise UsageError(f"{_named('broker_tls_key_password', sources)}: broker_tls_key_password_file is set as well")
+    _check_tokens(settings, sources)
     if settings.group_min_session_timeout_ms > settings.group_max_session_timeout_ms:
         raise UsageError(
             f"{_named('group_min_session_timeout_ms', sources)}: {settings.group_min_session_timeout_ms} is above "
@@ -239,6 +265,30 @@ def _check_together(settings: Settings, sources: Mapping[str, Source]) -> None:
                 f"{_named('worker_ports', sources)}: {settings.worker_ports} to {last} includes the listen port, "
                 f"{settings.listen.port}"
             )
+    return warnings
+
+
+def _check_tokens(settings: Settings, sources: Mapping[str, Source]) -> None:
+    """Without keys every token would have to be refused, or worse: so there is no start (CVE-2026-33557)."""
+    url, path = settings.sasl_oauthbearer_jwks_url, settings.sasl_oauthbearer_jwks_file
+    if url is not None and path is not None:
+        raise UsageError(f"{_named('sasl_oauthbearer_jwks_url', sources)}: sasl_oauthbearer_jwks_file is set as well")
+    if url is None and path is None and "OAUTHBEARER" in mechanisms_of(settings):
+        raise UsageError(
+            "OAUTHBEARER is offered, and there are no keys to check tokens with: set sasl_oauthbearer_jwks_url or "
+            "sasl_oauthbearer_jwks_file"
+        )
+    if url is None:
+        return
+    parts = urlsplit(url)
+    is_local = parts.hostname is not None and Endpoint(parts.hostname, 0).is_loopback
+    if parts.scheme != "https" and not (parts.scheme == "http" and (is_local or settings.allow_insecure)):
+        raise UsageError(
+            f"{_named('sasl_oauthbearer_jwks_url', sources)}: {url!r} is not an https URL; whoever changes what "
+            "it says could log in as anybody"
+        )
+    if parts.hostname is None or parts.username is not None:
+        raise UsageError(f"{_named('sasl_oauthbearer_jwks_url', sources)}: the URL names no host, or a user with it")
 
 
 def _check_s3(settings: Settings, sources: Mapping[str, Source]) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from kafscale.config.declarations import Declaration
 from kafscale.config.endpoint import Endpoint
+from kafscale.config.listeners import format_listeners, parse_listeners
 
 _WHOLE_NUMBER = re.compile(r"[+-]?[0-9]{1,20}")
 _BOOLEANS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
@@ -38,6 +39,8 @@ def parse_toml(declaration: Declaration, value: object) -> Any:
         return _bounded(declaration, value)
     if isinstance(value, str):
         return parse_text(declaration, value)
+    if declaration.kind == "listeners":
+        return parse_listeners(value)
     wanted = {"int": "a whole number", "bool": "true or false"}.get(declaration.kind, "a text")
     raise ValueError(f"{_shown(declaration, value)} is not {wanted}")
 
@@ -57,6 +60,8 @@ def _parse(declaration: Declaration, text: str) -> Any:
             if choice not in declaration.choices:
                 raise ValueError(f"{_shown(declaration, text)} is none of {', '.join(declaration.choices)}")
             return choice
+        case "listeners":
+            return parse_listeners(text)
         case "endpoint":
             # An address with auto is one that others are told, so it has other rules than one to listen on.
             return Endpoint.parse_advertised(text) if declaration.setting.auto else Endpoint.parse(text)
@@ -90,4 +95,6 @@ def format_value(declaration: Declaration, value: Any) -> str:
         return "auto"
     if declaration.setting.secret:
         return "********"
+    if declaration.kind == "listeners":
+        return format_listeners(value)
     return str(value).lower() if isinstance(value, bool) else str(value)

@@ -48,13 +48,3 @@ def is_within(host: str, networks: Sequence[Network]) -> bool:
     except ValueError:
         return False
     return any(address.version == network.version and address in network for network in networks)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches `host`: a loopback address, or `localhost`, which RFC 6761 makes one."""
-    if host.rstrip(".").lower() == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(normalized_address(host)).is_loopback
-    except ValueError:
-        return False

@@ -384,8 +384,7 @@ class SimSupervisor:
             log_id=post.log_id,
             cluster_state=encode_state(self.controller.state),
             nodes=self._nodes,
-            bootstrap_fds=[],
-            private_fd=-1,
+            sockets=[],
             metrics_fd=-1,
         )
 

@@ -29,6 +29,9 @@ HOMES = {
     "aiobotocore": "kafscale/storage/s3.py",
     "botocore": "kafscale/storage/s3.py",
     "etcd3": "kafscale/coordination/etcd.py",
+    "cryptography": "kafscale/security/tls.py",
+    "joserfc": "kafscale/security/tokens.py",
+    "re2": "kafscale/security/principal_rules.py",
 }
 
 # Calls whose result at a module's top can't be changed by anyone, or is a table that is built once and only read.

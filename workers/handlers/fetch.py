@@ -342,7 +342,11 @@ class WaitingFetch:
                 failed = True
         header = self._request.header
         FETCH_LATENCY.observe(cells, int((context.clock.monotonic() - self._arrived) * 1e6))
-        nodes = leader_addresses(context, results, 6) if failed and header.api_version >= FIRST_WITH_NODES else ()
+        nodes = (
+            leader_addresses(context, self._request.listener, results, 6)
+            if failed and header.api_version >= FIRST_WITH_NODES
+            else ()
+        )
         pending.on_close = None
         if pending.wants_results:
             pending.give_results(results)

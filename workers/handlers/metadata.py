@@ -206,7 +206,7 @@ class _Leaders:
         owner = self._cluster.state.owner(slot)
         if owner is None:
             found = _Leader(ErrorCode.LEADER_NOT_AVAILABLE, -1, -1, (), (), ())
-        elif owner.node_id not in self._cluster.nodes:
+        elif self._listener.address(self._cluster, owner.node_id) is None:
             node = (self._listener.told(owner.node_id),)
             found = _Leader(ErrorCode.LEADER_NOT_AVAILABLE, -1, owner.epoch, node, (), node)
         else:

@@ -81,7 +81,7 @@ def handle(
             pending.answer(None)
         return
     correlation_id = request.header.correlation_id
-    nodes = leader_addresses(context, results, 7) if failed and version >= FIRST_WITH_LEADERS else ()
+    nodes = leader_addresses(context, request.listener, results, 7) if failed and version >= FIRST_WITH_LEADERS else ()
     if flush is None:
         pending.answer(encode_produce_response(version, correlation_id, results, nodes=nodes))
         return

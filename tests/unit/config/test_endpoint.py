@@ -71,3 +71,11 @@ def test_an_advertised_address_may_lack_the_port() -> None:
     assert not Endpoint.parse("127.0.0.1:1").is_wildcard
     with pytest.raises(ValueError, match="port 0"):
         Endpoint.parse_advertised("broker.example:0")
+
+
+def test_loopback() -> None:
+    """Goal: an address that others reach is never taken for one that only this machine reaches."""
+    for host in ("127.0.0.1", "127.9.9.9", "::1", "localhost", "LOCALHOST.", "::ffff:127.0.0.1"):
+        assert Endpoint(host, 1).is_loopback
+    for host in ("0.0.0.0", "::", "10.0.0.1", "localhost.example.com", "broker", "127.0.0.1.example.com"):
+        assert not Endpoint(host, 1).is_loopback

@@ -16,6 +16,7 @@ from kafscale.config.declarations import SECTIONS, declare
 from kafscale.config.sources import from_environ, from_file, from_flags
 from kafscale.config.values import format_value, parse_text, parse_toml
 from kafscale.errors import UsageError
+from tests.unit.config.samples import listener_lists
 
 ROOT = Path(__file__).parents[3]
 # Secrets have no flag and are never shown.
@@ -33,12 +34,14 @@ def values_of(declaration: Declaration) -> st.SearchStrategy[Any]:
             Endpoint, st.sampled_from(["localhost", "10.0.0.1", "2001:db8::1"]), st.integers(1, 65535)
         ),
         "choice": st.sampled_from(declaration.choices or ("",)),
+        "listeners": listener_lists,
     }
     return by_kind[declaration.kind]
 
 
 def toml_of(declaration: Declaration, value: Any) -> str:
-    return format_value(declaration, value) if declaration.kind in ("int", "bool") else f'"{value}"'
+    text = format_value(declaration, value)
+    return text if declaration.kind in ("int", "bool") else f'"{text}"'
 
 
 @settings(max_examples=400, deadline=None)
@@ -136,12 +139,16 @@ def test_settings_travel_as_msgpack() -> None:
 
 @pytest.mark.parametrize("listen", ["0.0.0.0:9092", "[::]:9092", ":9092"])
 def test_a_wildcard_needs_an_advertised_address(listen: str) -> None:
-    """Goal: listening everywhere without saying what clients are told is refused by name; saying it is enough."""
+    """Goal: listening everywhere without saying what clients are told is refused by name; saying it is enough, and
+    that it is meant."""
     with pytest.raises(UsageError, match=r"--listen.*--advertise"):
         resolve({"listen": listen}, {})
     with pytest.raises(UsageError, match="KAFSCALE_LISTEN"):
         resolve({}, {"KAFSCALE_LISTEN": listen})
-    got = resolve({"listen": listen}, {"KAFSCALE_ADVERTISE": "broker.example"}).settings
+    with pytest.raises(UsageError, match=r"without encryption or authentication.*KAFSCALE_ALLOW_INSECURE=true"):
+        resolve({"listen": listen}, {"KAFSCALE_ADVERTISE": "broker.example"})
+    meant = {"KAFSCALE_ADVERTISE": "broker.example", "KAFSCALE_ALLOW_INSECURE": "true"}
+    got = resolve({"listen": listen}, meant).settings
     assert got.advertise == got.advertised == Endpoint("broker.example", 9092)
 
 
@@ -283,10 +290,16 @@ def test_unknown_variables_warn_and_security_ones_stop() -> None:
         "unknown variable KAFSCALE_SEA is ignored",
         "unknown variable KAFSCALE_WORKER is ignored; did you mean KAFSCALE_WORKERS?",
     )
-    for name in ("KAFSCALE_ACL_POLICY", "KAFSCALE_SASL_USERS", "KAFSCALE_TLS_CERT", "KAFSCALE_LISTENERS"):
+    for name in ("KAFSCALE_ACL_POLICY", "KAFSCALE_SASL_USERS", "KAFSCALE_TLS_CERT", "KAFSCALE_LISTENER"):
         with pytest.raises(UsageError, match=f"^unknown variable {name}"):
             resolve({}, {name: "x"})
-    for name in ("KAFSCALE_PRINCIPAL_SOURCE", "KAFSCALE_ACL", "KAFSCALE_LISTEN_ADDR", "KAFSCALE_ACL_SERVICE_NAME"):
+    for name in (
+        "KAFSCALE_PRINCIPAL_FROM",
+        "KAFSCALE_TRUSTED_PROXY",
+        "KAFSCALE_ACL",
+        "KAFSCALE_LISTEN_ADDR",
+        "KAFSCALE_ACL_SERVICE_NAME",
+    ):
         with pytest.raises(UsageError, match=f"^unknown variable {name}"):
             resolve({}, {name: "x"})
 
@@ -326,7 +339,10 @@ def test_what_kubernetes_injects_is_passed_over() -> None:
 )
 def test_kafscales_spellings(flags: dict[str, str], environ: dict[str, str], listen: str, advertise: str) -> None:
     """Goal: the three variables of KafScale mean what they mean there, and give way to the settings' own names."""
-    got = resolve(flags, {f"KAFSCALE_{name}": value for name, value in environ.items()})
+    got = resolve(
+        {"broker_tls_cert_file": "c", "broker_tls_key_file": "k"} | flags,
+        {f"KAFSCALE_{name}": value for name, value in environ.items()},
+    )
     assert (str(got.settings.listen), str(got.settings.advertise)) == (listen, advertise)
     assert got.warnings == ()
 

@@ -108,7 +108,7 @@ class StubWorker:
 
     def listen(self, index: int) -> None:
         """Accept by hand: a server of asyncio's may leave what it has just accepted unanswered when it is closed."""
-        bound = socket.socket(fileno=os.dup(self.configure.bootstrap_fds[index]))
+        bound = socket.socket(fileno=os.dup(self.configure.sockets[0].bootstrap_fds[index]))
         bound.setblocking(False)
         bound.listen(100)
         self.listening[index] = bound

@@ -19,8 +19,7 @@ CONFIGURE = Configure(
     log_id="00" * 16,
     cluster_state=encode_state(ClusterState(version=1, cluster_id="c", slot_count=1)),
     nodes=[],
-    bootstrap_fds=[],
-    private_fd=-1,
+    sockets=[],
     metrics_fd=-1,
 )
 

@@ -67,15 +67,31 @@ def test_flags_stand_before_and_after_the_command() -> None:
     assert str(resolved.sources["workers"]) == "--workers" and str(resolved.sources["slots"]) == "default"
 
 
+SPECIAL_TEXTS = {
+    "sasl_mechanisms": "PLAIN,SCRAM-SHA-512",
+    "trusted_proxies": "10.0.0.0/8",
+    "sasl_oauthbearer_jwks_url": "https://issuer.example.com/keys",
+}
+
+
 def test_every_setting_has_its_flag() -> None:
     """Goal: each declared flag reaches its setting; only secrets have none."""
     bucket = {"KAFSCALE_S3_BUCKET": "bucket", "KAFSCALE_S3_READ_BUCKET": "replica"}
+    files = ("CERT_FILE", "KEY_FILE", "CLIENT_CA_FILE")
+    tls = {f"KAFSCALE_BROKER_TLS_{name}": "file" for name in files}
     for declaration in DECLARATIONS:
         if declaration.flag is None:
             assert declaration.setting.secret
             continue
-        value = {"endpoint": "127.0.0.1:77", "bool": "false", "int": str(declaration.setting.high), "str": "text"}
-        text = value.get(declaration.kind) or declaration.choices[-1]
+        value = {
+            "endpoint": "127.0.0.1:77",
+            "bool": "false",
+            "int": str(declaration.setting.high),
+            "str": "text",
+            "listeners": "PLAINTEXT://127.0.0.1:9099",
+            "choice": "".join(declaration.choices[-1:]),
+        }
+        text = SPECIAL_TEXTS.get(declaration.name) or value[declaration.kind]
         if declaration.name in ("message_max_bytes", "socket_request_max_bytes", "group_min_session_timeout_ms"):
             text = "100000000" if "max" in declaration.name else "7000"
         if declaration.name == "worker_ports":
@@ -88,6 +104,7 @@ def test_every_setting_has_its_flag() -> None:
             text = "User:alice"
         environment = {"KAFSCALE_ACL_ENABLED": "true"} if declaration.name == "super_users" else {}
         environment |= bucket if declaration.name.startswith("s3_") else {}
+        environment |= tls if declaration.name.startswith(("broker_tls_", "principal_source")) else {}
         assert serve("serve", declaration.flag, text, **environment).sources[declaration.name].kind == "flag"
 
 

@@ -167,8 +167,7 @@ class WholeWorker:
             log_id=self.log_id,
             cluster_state=encode_state(self.state),
             nodes=nodes,
-            bootstrap_fds=[],
-            private_fd=-1,
+            sockets=[],
             metrics_fd=-1,
         )
         self.worker = Worker(
