@@ -120,8 +120,8 @@ class Controller:
         return self._state
 
     async def start(self, workers: Sequence[Incarnation], end_log: EndLog, broker_id: int | None = None) -> None:
-        """Begin to write; end the logs that earlier lives of this broker left, and give their slots to `workers`, in
-        one version.
+        """Begin to write; end the logs of earlier lives of this broker that lists still name, and give the slots that
+        they own to `workers`, in one version. Others may wait for a log that owns nothing any more.
 
         Earlier lives are those of this `broker_id`; None says that this broker is the whole cluster. Raises as `load`.
         """
@@ -129,7 +129,7 @@ class Controller:
         self._writer = asyncio.create_task(self._run(), name="controller")
         ended: dict[str, EndedLog] = {}
         ours = {worker.log_id for worker in workers}
-        while missing := _owning_logs(self.state, broker_id) - ended.keys() - ours:
+        while missing := _named_logs(self.state, broker_id) - ended.keys() - ours:
             for read in await asyncio.gather(*(end_log(log_id) for log_id in sorted(missing))):
                 ended[read.log_id] = read
             await self._propose(lambda state, _: _start_anew(state, workers, ended, broker_id))
@@ -354,16 +354,20 @@ def _start_anew(
     state: ClusterState, workers: Sequence[Incarnation], ended: dict[str, EndedLog], broker_id: int | None
 ) -> tuple[list[Change], bool]:
     """Assign what was ours, unless another has meanwhile given some to a log of ours that is not ended."""
-    if _owning_logs(state, broker_id) - ended.keys() - {worker.log_id for worker in workers}:
+    if _named_logs(state, broker_id) - ended.keys() - {worker.log_id for worker in workers}:
         return [], False
     change = assignment.hand_over(state, workers, ended)
     return ([] if change is None else [change]), True
 
 
-def _owning_logs(state: ClusterState, broker_id: int | None) -> set[str]:
-    """The logs that own slots: of one broker, or all."""
-    owners = (entries[-1] for entries in state.slots if entries)
-    return {owner.log_id for owner in owners if broker_id is None or broker_of(owner.node_id) == broker_id}
+def _named_logs(state: ClusterState, broker_id: int | None) -> set[str]:
+    """The logs that some slot's list names: of one broker, or all."""
+    return {
+        entry.log_id
+        for entries in state.slots
+        for entry in entries
+        if broker_id is None or broker_of(entry.node_id) == broker_id
+    }
 
 
 def _stopping() -> Retry:

@@ -13,15 +13,25 @@ from kafscale.security.access import Access
 
 if TYPE_CHECKING:
     from workers.listener import Listener
+    from workers.refused_batches import RefusedBatches
     from workers.repeated_produce import RepeatedProduce
 
 
 class Caller:
     """`listener`: the address that the client came to. `forwards`: whether requests that concern other workers are
     passed on to them. `repeated_produce`: how to serve a Produce that is like the last one; None until there is one.
-    `access`: what the principal may do; None until it asks for something."""
+    `refused_batches`: what of its producers' has to come again first; None while nothing was refused. `access`: what
+    the principal may do; None until it asks for something."""
 
-    __slots__ = ("access", "client_host", "forwards", "listener", "principal", "repeated_produce")
+    __slots__ = (
+        "access",
+        "client_host",
+        "forwards",
+        "listener",
+        "principal",
+        "refused_batches",
+        "repeated_produce",
+    )
 
     def __init__(self, listener: Listener, client_host: str, principal: str, *, forwards: bool) -> None:
         self.listener = listener
@@ -29,4 +39,5 @@ class Caller:
         self.client_host = client_host
         self.principal = principal
         self.repeated_produce: RepeatedProduce | None = None
+        self.refused_batches: RefusedBatches | None = None
         self.access: Access | None = None

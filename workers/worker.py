@@ -124,7 +124,8 @@ class Worker:
         self._on_stopped = on_stopped
         self._store = metered = MeteredStore(store, metrics.cells, clock)
         self._tasks: set[asyncio.Task[None]] = set()
-        self._is_loading = False
+        self._loading = asyncio.Lock()
+        self._drained: asyncio.Task[None] | None = None
         keys = Keys(settings.cluster_namespace)
         self.cluster = ClusterView.of(configure.node_id, decode_state(configure.cluster_state))
         self._set_nodes(configure.nodes)
@@ -245,21 +246,24 @@ class Worker:
         self._send(Serving(self.cluster.state.version))
 
     async def _take_over(self) -> None:
-        if self._is_loading:
-            return
-        self._is_loading = True
-        try:
+        """On return everything is served that was assigned before the call."""
+        async with self._loading:
             while loaded := await self.ownership.load():
                 # Nothing is acknowledged for a slot before a checkpoint of ours names it.
                 await self.checkpointer.write(loaded)
                 self.ownership.serve(loaded)
                 self.compactor.slots_loaded()
                 self._metrics.cells[SLOTS_TAKEN_OVER] += len(loaded)
-        finally:
-            self._is_loading = False
 
     async def drain(self) -> None:
-        """Finish: everything received becomes durable and is answered; then a last checkpoint, and the log's seal."""
+        """Finish: everything received becomes durable and is answered; then a last checkpoint, and the log's seal.
+
+        Asked twice (its slots were given away, and then its broker ends) it does so once."""
+        if self._drained is None:
+            self._drained = asyncio.ensure_future(self._drain())
+        await asyncio.shield(self._drained)
+
+    async def _drain(self) -> None:
         self._upkeep.stop()
         self.groups.release_waiting()
         answered = asyncio.ensure_future(self.connections.drain())

@@ -88,14 +88,42 @@ class _Session(msgspec.Struct):
     published: int = 0
 
 
+def open_client(servers: EtcdServers) -> Any:
+    """An etcd3 client; it connects with its first call."""
+    credentials = None
+    if servers.is_secure:
+        credentials = grpc.ssl_channel_credentials(
+            _content(servers.ca_file), _content(servers.key_file), _content(servers.cert_file)
+        )
+    endpoints = [
+        etcd3.Endpoint(host, port, secure=servers.is_secure, creds=credentials, time_retry=1.0)
+        for host, port in servers.endpoints
+    ]
+    client = etcd3.MultiEndpointEtcd3Client(
+        endpoints, timeout=CALL_SECONDS, user=servers.username, password=servers.password, failover=True
+    )
+    if not servers.is_secure:
+        # gRPC lets nobody send these in the clear; the token goes along as metadata anyway.
+        client.call_credentials = None
+    return client
+
+
 class EtcdCoordination:
-    """A `CoordinationStore` over etcd. Built on a running loop; `open` begins."""
+    """A `CoordinationStore` over etcd. Built on a running loop; `open` begins. `open_client` is called in a thread, and
+    what it returns is used as etcd3's client is."""
 
     def __init__(
-        self, servers: EtcdServers, namespace: str, ttl_seconds: float, clock: Clock, random_source: random.Random
+        self,
+        servers: EtcdServers,
+        namespace: str,
+        ttl_seconds: float,
+        clock: Clock,
+        random_source: random.Random,
+        open_client: Callable[[EtcdServers], Any] = open_client,
     ) -> None:
         self.on_change: Callable[[], None] = lambda: None
         self._servers = servers
+        self._open_client = open_client
         self._prefix = f"/kafscale/{namespace}/"
         self._ttl_seconds = ttl_seconds
         self._clock = clock
@@ -311,22 +339,7 @@ class EtcdCoordination:
     # In threads
 
     def _connect(self) -> _Session:
-        servers = self._servers
-        credentials = None
-        if servers.is_secure:
-            credentials = grpc.ssl_channel_credentials(
-                _content(servers.ca_file), _content(servers.key_file), _content(servers.cert_file)
-            )
-        endpoints = [
-            etcd3.Endpoint(host, port, secure=servers.is_secure, creds=credentials, time_retry=1.0)
-            for host, port in servers.endpoints
-        ]
-        client = etcd3.MultiEndpointEtcd3Client(
-            endpoints, timeout=CALL_SECONDS, user=servers.username, password=servers.password, failover=True
-        )
-        if not servers.is_secure:
-            # gRPC lets nobody send these in the clear; the token goes along as metadata anyway.
-            client.call_credentials = None
+        client = self._open_client(self._servers)
         try:
             lease = client.lease(max(1, round(self._ttl_seconds)))
         except BaseException:

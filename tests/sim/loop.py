@@ -1,8 +1,9 @@
 """An asyncio event loop in virtual time: when nothing is ready, time jumps to the next timer.
 
 It owns the time of a simulation and nothing else: no selector, no threads, no signals. The same program with the same
-seed takes the same steps in the same order; what could differ between two runs (threads, executors, real files) is
-refused. Where every task waits and no timer is set, nothing can ever happen again: that is a `Deadlock`.
+seed takes the same steps in the same order; what could differ between two runs (real threads, real files) is refused.
+Where every task waits and no timer is set, nothing can ever happen again: that is a `Deadlock`. The world may stand
+between a timer and what it calls (`gate`), and runs what production code hands to a thread (`executor`).
 """
 
 from __future__ import annotations
@@ -54,6 +55,11 @@ class SimLoop(base_events.BaseEventLoop):
         self.end_of_time = end_of_time
         # What nobody caught: the message and the exception, in order.
         self.uncaught: list[tuple[str, BaseException | None]] = []
+        # Gets each timer that is set without a context of its own; returns what is to be called in its place.
+        self.gate: Callable[[Callable[..., Any], tuple[Any, ...]], tuple[Callable[..., Any], Any] | None] = (
+            lambda callback, arguments: None
+        )
+        self.executor: Callable[[Any, Callable[[], Any]], asyncio.Future[Any]] = _no_threads
         self.on_uncaught: Callable[[dict[str, Any]], bool] = lambda context: True
         self.set_exception_handler(self._record_uncaught)
 
@@ -92,8 +98,24 @@ class SimLoop(base_events.BaseEventLoop):
     def remove_reader(self, fd: Any) -> bool:
         return self.readers.pop(fd, None) is not None
 
+    def call_at(self, when: float, callback: Any, *args: Any, context: Any = None) -> asyncio.TimerHandle:
+        if context is None:
+            gated = self.gate(callback, args)
+            if gated is not None:
+                passing, ticket = gated
+                ticket.handle = handle = super().call_at(when, passing)
+                return handle
+        return super().call_at(when, callback, *args, context=context)
+
+    def call_soon_threadsafe(self, callback: Any, *args: Any, context: Any = None) -> asyncio.Handle:
+        return self.call_soon(callback, *args, context=context)
+
     def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> Any:
-        raise RuntimeError("a simulation has no threads")
+        return self.executor(executor, lambda: func(*args))
+
+
+def _no_threads(executor: Any, function: Callable[[], Any]) -> asyncio.Future[Any]:
+    raise RuntimeError("a simulation has no threads")
 
 
 def run(main: Coroutine[Any, Any, _Result], loop: SimLoop | None = None) -> _Result:

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import argparse
 import logging
-import multiprocessing
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections import Counter
 
 from kafscale.storage.planted import PlantedBugs
+from tests.sim.pool import results
 from tests.sim.scenario import Result, run_seed
 
 
@@ -42,42 +42,32 @@ def main() -> int:
 
 def _run_many(seeds: range, bugs: PlantedBugs, jobs: int) -> int:
     began = time.perf_counter()
-    failed = operations = faults = 0
-    for result in _results(seeds, bugs, jobs):
+    failed = operations = 0
+    faults: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
+    for result in results(((seed, bugs) for seed in seeds), jobs):
         operations += result.operations
-        faults += result.faults.total()
+        faults += result.faults
+        counts += result.counts
         if result.failed:
             failed += 1
             print(result.report(), flush=True)
     seconds = time.perf_counter() - began
-    print(f"{len(seeds)} seeds, {operations} operations, {faults} faults, {failed} failed, {seconds:.0f} s")
+    print("faults: " + _listed(faults))
+    print("came about: " + _listed(counts))
+    print(f"{len(seeds)} seeds, {operations} operations, {faults.total()} faults, {failed} failed, {seconds:.0f} s")
     return int(failed > 0)
 
 
-def _results(seeds: range, bugs: PlantedBugs, jobs: int) -> Iterator[Result]:
-    work: Iterable[tuple[int, PlantedBugs]] = ((seed, bugs) for seed in seeds)
-    if jobs <= 1:
-        yield from map(_run_one, work)
-        return
-    with multiprocessing.get_context("spawn").Pool(jobs, _be_silent) as pool:
-        yield from pool.imap(_run_one, work)
-
-
-def _be_silent() -> None:
-    logging.lastResort = None
-
-
-def _run_one(work: tuple[int, PlantedBugs]) -> Result:
-    result = run_seed(*work)
-    # Only the verdict matters, and it has to cross to another process.
-    result.history.events.clear()
-    result.history.final.clear()
-    return result
-
-
 def _summary(result: Result) -> str:
-    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(result.faults.items()))
-    return f"seed {result.seed}: {result.operations} operations, {result.seconds:.0f} s of virtual time; {kinds}; clean"
+    return (
+        f"seed {result.seed} ({result.mood}): {result.operations} operations, {result.seconds:.0f} s of virtual time;"
+        f" {_listed(result.faults)}; {_listed(result.counts)}; clean"
+    )
+
+
+def _listed(counts: Counter[str]) -> str:
+    return ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items()))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""One seed: a broker, clients at work, faults while they work, then peace, a last reading of all, and the verdict.
+"""One seed: a broker or several, clients at work, faults while they work, then peace, a last reading, and the verdict.
 
-The seed decides all: how many workers, which settings and client versions, which faults and when. The same seed takes
-the same steps, so that a failing one can be replayed alone.
+The seed decides all: how many brokers and workers, which settings and client versions, which faults and when. The same
+seed takes the same steps, so that a failing one can be replayed alone.
 """
 
 from __future__ import annotations
@@ -19,23 +19,26 @@ from typing import Any
 
 import msgspec
 
-from kafscale.config import Settings
 from kafscale.errors import KafscaleError
 from kafscale.protocol.api import ApiKey
 from kafscale.protocol.error_codes import ErrorCode
-from kafscale.protocol.messages.create_topics import CreatableTopic, CreateTopicsRequest
+from kafscale.protocol.messages.create_topics import CreatableTopic, CreatableTopicConfig, CreateTopicsRequest
 from kafscale.storage.compaction import CompactionPolicy
 from kafscale.storage.planted import NO_BUGS, PlantedBugs
 from tests.sim.checker import Violation, check
 from tests.sim.client import MOVED, Client, Recorder
-from tests.sim.cluster import SimBroker, WorkerProcess, predictable
+from tests.sim.cluster import SimCluster, predictable
 from tests.sim.consumer import Consumer, Member
+from tests.sim.etcd import SimEtcd
+from tests.sim.faults import Faults
 from tests.sim.history import History
 from tests.sim.janitor import Janitor
 from tests.sim.loop import Deadlock, OutOfTime, SimLoop, run
+from tests.sim.moods import mood_of, settings_of, store_faults
 from tests.sim.network import Network, NetworkFaults
 from tests.sim.producer import Producer
-from tests.sim.store import Bucket, StoreFaults
+from tests.sim.store import Bucket
+from tests.sim.threads import Threads
 from tests.sim.world import World
 
 FAULTS_LEAST = 6
@@ -48,50 +51,12 @@ NOTICE_SECONDS = 15.0
 END_OF_TIME = 1500.0
 
 
-class Mood(msgspec.Struct, frozen=True, kw_only=True):
-    """What kind of trouble a seed has: how often, of which kinds (weights, 1 where not named), how replaced workers and
-    their logs are dealt with, and how long producers wait between batches."""
-
-    pace_seconds: float
-    weights: dict[str, int]
-    kills_hung: float
-    sweep_seconds: tuple[float | None, ...]
-    producer_pace_seconds: tuple[float, ...] = (0.1, 0.5, 1.0)
-    # The share of producers that are.
-    idempotent: float = 0.8
-
-
-MOODS = (
-    # A bit of everything, with time in between to recover.
-    Mood(
-        pace_seconds=2.5,
-        weights={"crash": 4, "pause": 3, "hang": 3, "lost answers": 3, "outage": 2, "cut off": 2},
-        kills_hung=0.5,
-        sweep_seconds=(None, 0.5, 3.0),
-    ),
-    # All at once.
-    Mood(
-        pace_seconds=0.7,
-        weights={"crash": 3, "lost answers": 3, "outage": 2, "broken connections": 2},
-        kills_hung=0.5,
-        sweep_seconds=(None, 3.0),
-    ),
-    # Workers that come back after they were replaced, to logs that may have been swept.
-    Mood(
-        pace_seconds=3.5,
-        weights={"hang": 2, "outlived hang": 8, "broken connections": 4, "crash of all": 0, "supervisor crash": 0},
-        kills_hung=0.0,
-        sweep_seconds=(0.5, 0.5, None),
-        producer_pace_seconds=(3.0, 6.0),
-        idempotent=0.4,
-    ),
-)
-
-
 class Result(msgspec.Struct):
     """What became of a seed."""
 
     seed: int
+    bugs: PlantedBugs
+    mood: str
     violations: list[Violation]
     complaints: list[str]
     operations: int
@@ -110,7 +75,8 @@ class Result(msgspec.Struct):
         lines = [f"seed {self.seed} failed after {self.operations} operations and {self.faults.total()} faults:"]
         lines += [f"  {violation}" for violation in self.violations[:20]]
         lines += [f"  complaint {complaint}" for complaint in self.complaints[:20]]
-        lines.append(f"replay it with: python -m tests.sim.run --seed {self.seed}")
+        planted = [f" --bug {name}" for name, is_on in msgspec.structs.asdict(self.bugs).items() if is_on]
+        lines.append(f"replay it with: python -m tests.sim.run --seed {self.seed}{''.join(planted)}")
         return "\n".join(lines)
 
 
@@ -118,6 +84,7 @@ def run_seed(seed: int, bugs: PlantedBugs = NO_BUGS, keep_trace: bool = False) -
     """Run one seed and judge it."""
     loop = SimLoop(END_OF_TIME)
     world = World(loop, seed, keep_trace)
+    Threads(world)
     with predictable(random.Random(f"{seed}/predictable")), _surprises_complained_about(world):
         scenario = Scenario(world, bugs)
         try:
@@ -135,6 +102,8 @@ def run_seed(seed: int, bugs: PlantedBugs = NO_BUGS, keep_trace: bool = False) -
         world.trace(f"VIOLATION {violation}")
     return Result(
         seed,
+        bugs,
+        scenario.mood.name,
         violations,
         world.complaints,
         scenario.recorder.operations,
@@ -182,31 +151,43 @@ class Scenario:
     def __init__(self, world: World, bugs: PlantedBugs) -> None:
         self.world = world
         self.recorder = Recorder()
-        self.faults: Counter[str] = Counter()
         chance = self._chance = world.stream("scenario")
+        mood = self.mood = mood_of(chance)
         self._network = Network(world, NetworkFaults(broken=chance.choice((0, 0.0005, 0.003))))
-        self._bucket = Bucket(world, _store_faults(chance), plain_create=bugs.plain_create)
-        self._calm = (self._network.faults, self._bucket.faults)
-        self._settings = _settings(chance)
-        mood = self._mood = chance.choice(MOODS)
-        self._broker = SimBroker(
+        bucket = Bucket(world, store_faults(chance), plain_create=bugs.plain_create)
+        count = chance.choice(mood.brokers)
+        settings = settings_of(chance, mood)
+        etcd = SimEtcd(world) if count > 1 else None
+        self._cluster = SimCluster(
             world,
             self._network,
-            self._bucket,
-            self._settings,
+            bucket,
+            etcd,
+            settings,
             bugs,
             kill_hung=chance.random() < mood.kills_hung,
-            sweep_seconds=chance.choice(mood.sweep_seconds),
             compaction=CompactionPolicy(objects=chance.choice((4, 12)), idle_s=1.0) if chance.random() < 0.6 else None,
         )
-        self.recorder.log_of = self._broker.log_of
-        self.recorder.is_unwarned = self._broker.is_unwarned
+        for _ in range(count):
+            self._cluster.add_broker(
+                workers=settings.workers if count == 1 else chance.choice((1, 1, 2, 3)),
+                moves_address=chance.random() < 0.5,
+            )
+        self._faults = Faults(world, self._cluster, bucket, self._network, etcd, mood)
+        self.recorder.log_of = self._cluster.log_of
+        self.recorder.is_unwarned = self._cluster.is_unwarned
         self._topics = {"orders": chance.randint(2, 4), "events": chance.randint(1, 3)}
         self._partitions = [(topic, index) for topic, count in self._topics.items() for index in range(count)]
         self._working = True
 
+    @property
+    def faults(self) -> Counter[str]:
+        return self._faults.counts
+
     async def run(self) -> None:
-        self._broker.start()
+        for number, broker in enumerate(self._cluster.brokers):
+            # Some come later, to a cluster at work.
+            self._later(0.0 if number == 0 else self._chance.choice((0.0, 0.3, 15.0)), broker.start)
         admin = Client(self.world, self._network, self.recorder, "admin")
         await self._until(self._create_topics(admin), "topics to be created", 60)
         producers = self._producers()
@@ -218,14 +199,14 @@ class Scenario:
         reading = [self._spawn(reader.process.spawn, self._read(reader)) for reader in readers]
         reading += [self._spawn(member.process.spawn, member.run()) for member in members]
         # What is deleted is no longer checked: not in every seed.
-        if self._chance.random() < 0.3:
+        if self._chance.random() < self.mood.deletes:
             janitor = Janitor(self.world, self._network, self.recorder, "janitor")
             self._spawn(janitor.process.spawn, janitor.run(self._partitions))
             await self._trouble(working)
             janitor.process.crash()
         else:
             await self._trouble(working)
-        await self._heal()
+        await self._faults.heal()
         await self._bury_replaced()
         await self._until(asyncio.gather(*working), "producers to be done", PEACE_SECONDS)
         await self._until(self._members_caught_up(members), "the group to catch up", PEACE_SECONDS)
@@ -237,7 +218,15 @@ class Scenario:
 
     async def _create_topics(self, admin: Client) -> None:
         topics = [
-            CreatableTopic(name=name, num_partitions=count, replication_factor=-1)
+            CreatableTopic(
+                name=name,
+                num_partitions=count,
+                replication_factor=-1,
+                configs=[
+                    CreatableTopicConfig(name=f"message.timestamp.{which}.max.ms", value=str(2**62))
+                    for which in ("before", "after")
+                ],
+            )
             for name, count in self._topics.items()
         ]
 
@@ -266,9 +255,9 @@ class Scenario:
                     f"producer-{number}",
                     partitions,
                     batches,
-                    pace_seconds=chance.choice(self._mood.producer_pace_seconds),
+                    pace_seconds=chance.choice(self.mood.producer_pace_seconds),
                     # Where sequences don't match an owner refuses; without them nothing but the fence is in the way.
-                    idempotent=chance.random() < self._mood.idempotent,
+                    idempotent=chance.random() < self.mood.idempotent,
                 )
             )
         return producers
@@ -319,152 +308,23 @@ class Scenario:
 
     async def _trouble(self, working: list[asyncio.Task[Any]]) -> None:
         """Faults while the producers work, and until there were enough. Only those that hit something count."""
-        kinds: dict[str, Callable[[], bool]] = {
-            "crash": self._crash_worker,
-            "pause": self._pause_briefly,
-            "hang": self._hang,
-            "outlived hang": self._hang_past_two,
-            "outage": self._outage,
-            "cut off": self._cut_off,
-            "lost answers": self._lose_answers,
-            "broken connections": self._break_connections,
-            "clock jump": self._jump_clock,
-            "supervisor crash": self._crash_supervisor,
-            "crash of all": self._crash_all,
-        }
-        weights = [self._mood.weights.get(name, 1) for name in kinds]
+        faults = self._faults
         began = self.world.loop.time()
         while True:
-            await asyncio.sleep(self._chance.expovariate(1 / self._mood.pace_seconds))
-            enough = self.faults.total() >= FAULTS_LEAST and len(self.faults) >= KINDS_LEAST
+            await asyncio.sleep(self._chance.expovariate(1 / self.mood.pace_seconds))
+            enough = faults.counts.total() >= FAULTS_LEAST and len(faults.counts) >= KINDS_LEAST
             enough = enough and self.recorder.operations >= OPERATIONS_LEAST
             if enough and (all(task.done() for task in working) or self.world.loop.time() - began > TROUBLE_SECONDS):
                 return
-            (name,) = self._chance.choices(list(kinds), weights)
-            self.world.trace(f"fault {name}")
-            if kinds[name]():
-                self.faults[name] += 1
-
-    def _some_worker(self) -> WorkerProcess | None:
-        alive = [worker for worker in self._broker.alive() if not worker.process.is_paused]
-        return alive[self._chance.randrange(len(alive))] if alive else None
-
-    def _crash_worker(self) -> bool:
-        worker = self._some_worker()
-        if worker is not None:
-            worker.process.crash()
-        return worker is not None
-
-    def _pause(self, seconds: float) -> bool:
-        worker = self._some_worker()
-        if worker is not None:
-            worker.process.pause()
-            self._later(seconds, worker.process.resume)
-        return worker is not None
-
-    def _pause_briefly(self) -> bool:
-        return self._pause(self._chance.uniform(0.05, 0.9 * self._settings.worker_hang_timeout_ms / 1000))
-
-    def _hang(self) -> bool:
-        """Long enough to be replaced; if it is not killed then, it comes back as one that doesn't know it."""
-        return self._pause(self._settings.worker_hang_timeout_ms / 1000 + self._chance.uniform(0.2, 12))
-
-    def _hang_past_two(self) -> bool:
-        """Long enough to be replaced, and its replacement too: what its log holds nobody needs any more then."""
-        worker = self._some_worker()
-        if worker is None or worker.configure is None:
-            return False
-        worker.process.pause()
-        replaced = self._settings.worker_hang_timeout_ms / 1000 + self._chance.uniform(2.5, 5)
-        self._later(replaced, self._crash_replacement, worker.configure.worker_index)
-        resumed = replaced + self._chance.uniform(3, 12)
-        self._later(resumed, worker.process.resume)
-        # It listens on the port of its successors still: let clients come to it.
-        for seconds in (0.3, 1.5, 4.0):
-            self._later(resumed + seconds, self._break_connections_of, worker.configure.worker_index)
-        return True
-
-    def _break_connections_of(self, index: int) -> None:
-        for worker in self._broker.alive():
-            if worker.configure is not None and worker.configure.worker_index == index:
-                for link in self._network.links_of(worker.process):
-                    self._network.cut(link)
-
-    def _crash_replacement(self, index: int) -> None:
-        for worker in self._broker.alive():
-            configure = worker.configure
-            if configure is not None and configure.worker_index == index and not worker.process.is_paused:
-                worker.process.crash()
-
-    def _outage(self) -> bool:
-        self._bucket.fail_for(self._chance.uniform(0.2, 5))
-        return True
-
-    def _cut_off(self) -> bool:
-        worker = self._some_worker()
-        if worker is not None:
-            self._bucket.cut_off.add(worker.process.name)
-            self._later(self._chance.uniform(0.5, 8), self._bucket.cut_off.discard, worker.process.name)
-        return worker is not None
-
-    def _lose_answers(self) -> bool:
-        self._bucket.faults = msgspec.structs.replace(
-            self._calm[1],
-            answer_lost_applied=0.2,
-            answer_lost_not_applied=0.15,
-            answer_lost_applied_later=0.15,
-            own_put_refused=0.1,
-            unavailable=0.1,
-            slow=0.2,
-        )
-        self._later(self._chance.uniform(0.5, 4), self._calm_down)
-        return True
-
-    def _calm_down(self) -> None:
-        self._bucket.faults = self._calm[1]
-
-    def _break_connections(self) -> bool:
-        links = list(self._network.links)
-        for link in self._chance.sample(links, k=(len(links) + 1) // 2):
-            self._network.cut(link)
-        return bool(links)
-
-    def _jump_clock(self) -> bool:
-        """Less than an hour: beyond, Kafka's own check refuses batches whose timestamps lie too far ahead."""
-        worker = self._some_worker()
-        if worker is not None:
-            worker.clock.wall_offset_ms = self._chance.randint(-3_500_000, 3_500_000)
-        return worker is not None
-
-    def _crash_supervisor(self) -> bool:
-        self._broker.crash_supervisor()
-        return True
-
-    def _crash_all(self) -> bool:
-        for worker in self._broker.workers:
-            worker.process.crash()
-        self._broker.crash_supervisor()
-        return True
-
-    async def _heal(self) -> None:
-        self.world.trace("peace")
-        for worker in self._broker.workers:
-            worker.process.resume()
-        self._bucket.unavailable_until = 0
-        self._bucket.cut_off.clear()
-        self._bucket.faults = StoreFaults()
-        self._network.faults = NetworkFaults()
-        self._calm = (self._network.faults, self._bucket.faults)
+            faults.strike()
 
     async def _bury_replaced(self) -> None:
         """A worker that was replaced must find out by itself, and soon. Whoever hasn't is ended: it would disturb the
         verdict on all else."""
         await asyncio.sleep(NOTICE_SECONDS)
-        supervisor = self._broker.supervisor
-        current = {post.log_id for post in supervisor.posts}
-        for worker in self._broker.alive():
-            log_id = worker.configure.log_id if worker.configure is not None else ""
-            if log_id not in current and worker.worker is not None and not worker.worker.is_stopped:
+        current = self._cluster.current_logs()
+        for worker in self._cluster.alive():
+            if worker.log_id not in current and worker.worker is not None and not worker.worker.is_stopped:
                 self.world.complain(f"{worker.process.name} was replaced and still runs after {NOTICE_SECONDS:.0f} s")
                 worker.process.crash()
 
@@ -492,34 +352,3 @@ class Scenario:
             return future.result()
         self.world.complain(f"no progress: waited {seconds:.0f} s for {what}")
         raise OutOfTime(f"no {what}")
-
-
-def _store_faults(chance: random.Random) -> StoreFaults:
-    lost = chance.choice((0.0, 0.01, 0.03))
-    return StoreFaults(
-        delay_usual=chance.choice((0.002, 0.01, 0.05)),
-        slow=chance.choice((0.0, 0.02, 0.05)),
-        answer_lost_applied=lost,
-        answer_lost_not_applied=lost,
-        answer_lost_applied_later=lost / 2,
-        own_put_refused=lost / 2,
-        unavailable=lost,
-    )
-
-
-def _settings(chance: random.Random) -> Settings:
-    return Settings(
-        workers=chance.randint(1, 3),
-        slots=chance.choice((4, 8)),
-        offsets_topic_partitions=chance.choice((1, 3)),
-        flush_bytes=chance.choice((4096, 20_000, 1 << 20)),
-        flush_interval_ms=chance.choice((None, None, 20, 100)),
-        cache_bytes=8 << 20,
-        checkpoint_interval_bytes=1 << 20,
-        checkpoint_interval_objects=chance.choice((8, 20, 60)),
-        checkpoint_interval_ms=chance.choice((500, 2000, 20_000)),
-        group_initial_rebalance_delay_ms=chance.choice((0, 500)),
-        worker_hang_timeout_ms=chance.choice((1500, 3000, 5000)),
-        auto_create_topics=False,
-        listen=Settings().listen,
-    )

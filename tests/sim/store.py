@@ -2,9 +2,9 @@
 
 One bucket is shared by all processes of a world; each uses it through a handle of its own. Every request takes time
 there and back, so that requests overtake each other. A put's answer may be lost (it was applied, it was not, it will be
-later); the store may refuse everything for a while; a put of a process that crashes may still arrive, now or much
-later, or never. Listings are consistent. What is never allowed happens in no case: an object that changes, two winners
-of one key, an acknowledged put that is not there.
+later); the store may refuse everything for a while, or everything of one machine or process; what was on its way when
+that began, or when its process crashed, may still arrive, now or much later, or never. Listings are consistent. What is
+never allowed happens in no case: an object that changes, two winners of one key, an acknowledged put that is not there.
 """
 
 from __future__ import annotations
@@ -63,6 +63,8 @@ class _InFlight:
 
     apply: Callable[[], None]
     handle: asyncio.TimerHandle
+    answer: asyncio.Future[Any]
+    is_write: bool = False
     is_delete: bool = False
 
 
@@ -79,19 +81,38 @@ class Bucket:
         self.random: random.Random = self.world.stream("store")
         self.applied: list[Applied] = []
         self.unavailable_until = 0.0
+        # Names of machines and processes.
         self.cut_off: set[str] = set()
+        self._handles: list[StoreHandle] = []
+        # Told of every object that comes to be.
+        self.on_put: Callable[[str, bytes], None] = lambda key, body: None
         # Keys, and the bodies that a reader could have seen under them.
         self.bodies: dict[str, bytes] = {}
 
     def handle(self, process: Process) -> StoreHandle:
-        return StoreHandle(self, process)
+        handle = StoreHandle(self, process)
+        self._handles.append(handle)
+        return handle
+
+    def cut(self, name: str) -> None:
+        """Cut a machine or a process off: what is on its way has an uncertain fate, and all else is refused."""
+        self.cut_off.add(name)
+        self._handles = [handle for handle in self._handles if not handle.process.is_dead]
+        for handle in self._handles:
+            if name in (handle.process.name, handle.process.machine.name):
+                handle.sever()
+
+    def mend(self, name: str) -> None:
+        self.cut_off.discard(name)
 
     def fail_for(self, seconds: float) -> None:
         """Refuse every request for a while."""
         self.unavailable_until = max(self.unavailable_until, self.world.loop.time() + seconds)
 
     def refuses(self, process: Process) -> bool:
-        if process.name in self.cut_off or self.world.loop.time() < self.unavailable_until:
+        if process.name in self.cut_off or process.machine.name in self.cut_off:
+            return True
+        if self.world.loop.time() < self.unavailable_until:
             return True
         return self.random.random() < self.faults.unavailable
 
@@ -114,12 +135,15 @@ class Bucket:
         self.world.counts["segments" if kind == "topics" else f"{kind} objects"] += 1
         self.applied.append(Applied(self.world.loop.time(), process.name, key, False, len(body)))
         self.world.trace(f"store {process.name} put {key} {len(body)} {crc32c(body):08x}")
+        self.on_put(key, body)
         return True
 
     def apply_delete(self, process: Process, keys: Sequence[str]) -> None:
         _now(self.objects.delete(keys, Purpose.SWEEP))
         for key in keys:
             if self.bodies.pop(key, None) is not None:
+                # A worker deletes what its checkpoints gave up, a supervisor what the sweep found.
+                self.world.counts["swept objects" if process.name.startswith("super") else "deleted objects"] += 1
                 self.applied.append(Applied(self.world.loop.time(), process.name, key, True))
                 self.world.trace(f"store {process.name} delete {key}")
 
@@ -129,7 +153,7 @@ class StoreHandle:
 
     def __init__(self, bucket: Bucket, process: Process) -> None:
         self._bucket = bucket
-        self._process = process
+        self.process = process
         self._loop = bucket.world.loop
         self._in_flight: dict[int, _InFlight] = {}
         self._number = 0
@@ -141,7 +165,7 @@ class StoreHandle:
         body = b"".join(parts)
         answer = self._answer()
         arrives = bucket.delay()
-        if bucket.refuses(self._process):
+        if bucket.refuses(self.process):
             self._reply(answer, arrives, StoreUnavailable("the simulated store refuses"))
             return await answer
         fate = chance.random()
@@ -154,31 +178,34 @@ class StoreHandle:
 
         def apply(then: Callable[[bool], None]) -> Callable[[], None]:
             def run() -> None:
-                if not self._process.is_dead and not answer.done() and b"".join(parts) != body:
-                    bucket.world.complain(f"{self._process.name}: a buffer of {key} changed while it was being put")
-                then(bucket.apply_put(self._process, key, body))
+                if not self.process.is_dead and not answer.done() and b"".join(parts) != body:
+                    bucket.world.complain(f"{self.process.name}: a buffer of {key} changed while it was being put")
+                then(bucket.apply_put(self.process, key, body))
 
             return run
 
+        if fate < lost_later:
+            bucket.world.counts["lost answers"] += 1
         if fate < lost_applied:
-            self._send(arrives, apply(lambda won: None))
+            self._send(answer, arrives, apply(lambda won: None), is_write=True)
             self._reply(answer, gives_up, unclear)
         elif fate < lost_not_applied:
             self._reply(answer, gives_up, unclear)
         elif fate < lost_later:
+            bucket.world.counts["late puts"] += 1
             late = gives_up + chance.expovariate(1 / faults.applied_later_seconds)
             self._reply(answer, gives_up, unclear)
-            self._send(late, apply(lambda won: None))
+            self._send(answer, late, apply(lambda won: None), is_write=True)
         elif fate < refused_own:
             # What a client that repeats requests by itself makes of a lost answer.
-            self._send(arrives, apply(lambda won: None))
+            self._send(answer, arrives, apply(lambda won: None), is_write=True)
             self._reply(answer, gives_up, ObjectExists(f"object {key} exists"))
         else:
 
             def answered(won: bool) -> None:
                 self._reply(answer, bucket.delay(), None if won else ObjectExists(f"object {key} exists"))
 
-            self._send(arrives, apply(answered))
+            self._send(answer, arrives, apply(answered), is_write=True)
         return await answer
 
     async def get(self, key: str, purpose: Purpose) -> bytes:
@@ -200,15 +227,15 @@ class StoreHandle:
         bucket = self._bucket
         keys = tuple(keys)
         answer = self._answer()
-        if bucket.refuses(self._process):
+        if bucket.refuses(self.process):
             self._reply(answer, bucket.delay(), StoreUnavailable("the simulated store refuses"))
             return await answer
 
         def run() -> None:
-            bucket.apply_delete(self._process, keys)
+            bucket.apply_delete(self.process, keys)
             self._reply(answer, bucket.delay(), None)
 
-        self._send(bucket.delay(), run, is_delete=True)
+        self._send(answer, bucket.delay(), run, is_write=True, is_delete=True)
         return await answer
 
     async def close(self) -> None:
@@ -217,7 +244,7 @@ class StoreHandle:
     async def _ask(self, question: Callable[[MemoryStore], Any]) -> Any:
         bucket = self._bucket
         answer = self._answer()
-        if bucket.refuses(self._process):
+        if bucket.refuses(self.process):
             self._reply(answer, bucket.delay(), StoreUnavailable("the simulated store refuses"))
             return await answer
 
@@ -229,15 +256,22 @@ class StoreHandle:
             else:
                 self._reply(answer, bucket.delay(), None, result)
 
-        self._send(bucket.delay(), run)
+        self._send(answer, bucket.delay(), run)
         return await answer
 
     def _answer(self) -> asyncio.Future[Any]:
         return self._loop.create_future()
 
-    def _send(self, seconds: float, apply: Callable[[], None], is_delete: bool = False) -> None:
+    def _send(
+        self,
+        answer: asyncio.Future[Any],
+        seconds: float,
+        apply: Callable[[], None],
+        is_write: bool = False,
+        is_delete: bool = False,
+    ) -> None:
         """Have the request arrive after `seconds`. Nothing that a dead process still does arrives anywhere."""
-        if self._process.is_dead:
+        if self.process.is_dead:
             return
         self._number += 1
         number = self._number
@@ -246,7 +280,8 @@ class StoreHandle:
             del self._in_flight[number]
             apply()
 
-        self._in_flight[number] = _InFlight(apply, _call_later(self._loop, seconds, arrive), is_delete)
+        handle = _call_later(self._loop, seconds, arrive)
+        self._in_flight[number] = _InFlight(apply, handle, answer, is_write, is_delete)
 
     def _reply(
         self, answer: asyncio.Future[Any], seconds: float, error: Exception | None, result: object = None
@@ -259,10 +294,23 @@ class StoreHandle:
             else:
                 answer.set_result(result)
 
-        _call_later(self._loop, seconds, self._process.deliver, settle)
+        _call_later(self._loop, seconds, self.process.deliver, settle)
+
+    def sever(self) -> None:
+        """The way to the store is gone: whoever waits for an answer gives up in a while, and does not know."""
+        for request in self._abandon():
+            error = StoreUnclear if request.is_write else StoreUnavailable
+            self._reply(
+                request.answer,
+                self._bucket.faults.unclear_after + self._bucket.delay(),
+                error("the simulated store can't be reached any more"),
+            )
 
     def _crashed(self) -> None:
-        """Decide what becomes of the requests on their way."""
+        self._abandon()
+
+    def _abandon(self) -> list[_InFlight]:
+        """Decide what becomes of the requests on their way; returns them."""
         faults, chance = self._bucket.faults, self._bucket.random
         in_flight, self._in_flight = self._in_flight, {}
         for request in in_flight.values():
@@ -270,14 +318,18 @@ class StoreHandle:
             request.handle.cancel()
             fate = chance.random()
             if request.is_delete:
-                late = chance.expovariate(1 / faults.applied_later_seconds) if fate < faults.crashed_delete_late else 0
-            elif fate < faults.crashed_put_dropped:
+                is_late = fate < faults.crashed_delete_late
+                self._bucket.world.counts["late deletes"] += is_late
+                late = chance.expovariate(1 / faults.applied_later_seconds) if is_late else 0
+            elif fate < faults.crashed_put_dropped or not request.is_write:
                 continue
             elif fate < faults.crashed_put_dropped + faults.crashed_put_late:
+                self._bucket.world.counts["late puts"] += 1
                 late = chance.expovariate(1 / faults.applied_later_seconds)
             else:
                 late = 0
             _call_later(self._loop, max(0.0, arrives) + late, request.apply)
+        return list(in_flight.values())
 
 
 class _BucketClock:

@@ -1,9 +1,9 @@
-"""Processes of a simulated world: they can be paused, resumed and crashed, and each has a clock of its own.
+"""Machines and processes of a simulated world: they can be paused, resumed and crashed, and clocks can be set.
 
 A process is woken only from outside: by an answer of the store, by its clock, by the network, by its control channel.
 All of these come through its gate (`Process.deliver`). While it is paused they are held, in order, and come when it
-resumes; once it has crashed they are dropped. Whatever a process starts, tasks and callbacks alike, carries the process
-with it in its context, so that a crash finds all of it.
+resumes; once it has crashed they are dropped. Whatever a process starts, tasks, timers and callbacks alike, carries the
+process with it in its context, so that a crash finds all of it. The processes of a machine share its clocks.
 """
 
 from __future__ import annotations
@@ -21,14 +21,32 @@ from tests.sim.loop import SimLoop
 
 _process: contextvars.ContextVar[Process | None] = contextvars.ContextVar("process", default=None)
 
+# The context of what belongs to no process.
+_nowhere = contextvars.Context()
+
 EPOCH_MS = 1_800_000_000_000
+
+
+def current_process() -> Process | None:
+    """The process in which the caller runs."""
+    return _process.get()
+
+
+class Machine:
+    """Where processes run. Its monotonic clock began at some time of its own; its wall clock can be set."""
+
+    def __init__(self, name: str, monotonic_zero: float) -> None:
+        self.name = name
+        self.monotonic_zero = monotonic_zero
+        self.wall_offset_ms = 0
 
 
 class Process:
     """One process of the world."""
 
-    def __init__(self, world: World, name: str) -> None:
+    def __init__(self, world: World, name: str, machine: Machine) -> None:
         self.name = name
+        self.machine = machine
         self.is_paused = False
         self.is_dead = False
         self._is_draining = False
@@ -94,6 +112,32 @@ class Process:
             task.cancel()
 
 
+class _Ticket:
+    """A timer that a process set by the loop, not by its clock: what it calls comes through the gate as well."""
+
+    __slots__ = ("_arguments", "_callback", "_process", "handle")
+
+    def __init__(self, process: Process, callback: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+        self._process = process
+        self._callback = callback
+        self._arguments = arguments
+        self.handle: asyncio.TimerHandle | None = None
+
+    def arrive(self) -> None:
+        process = self._process
+        if process.is_dead:
+            return
+        if process.is_paused or process._is_draining:
+            process._held.append((self._run, ()))
+        else:
+            self._callback(*self._arguments)
+
+    def _run(self) -> None:
+        assert self.handle is not None
+        if not self.handle.cancelled():
+            self._callback(*self._arguments)
+
+
 class SimTimer:
     """A timer of a process: it may be cancelled until it has run, also while it is held at the gate."""
 
@@ -117,14 +161,13 @@ class SimClock:
     def __init__(self, world: World, process: Process) -> None:
         self._loop = world.loop
         self._process = process
-        self._monotonic_zero = world.monotonic_zero
-        self.wall_offset_ms = 0
+        self._machine = process.machine
 
     def wall_ms(self) -> int:
-        return EPOCH_MS + int(self._loop.time() * 1000) + self.wall_offset_ms
+        return EPOCH_MS + int(self._loop.time() * 1000) + self._machine.wall_offset_ms
 
     def monotonic(self) -> float:
-        return self._monotonic_zero + self._loop.time()
+        return self._machine.monotonic_zero + self._loop.time()
 
     async def sleep(self, seconds: float) -> None:
         woken: asyncio.Future[None] = self._loop.create_future()
@@ -136,7 +179,9 @@ class SimClock:
 
     def call_later(self, seconds: float, callback: Callable[..., Any], *args: Any) -> SimTimer:
         timer = SimTimer()
-        timer._handle = self._loop.call_later(max(0.0, seconds), self._process.deliver, timer._run, callback, args)
+        timer._handle = self._loop.call_later(
+            max(0.0, seconds), self._process.deliver, timer._run, callback, args, context=_nowhere
+        )
         return timer
 
 
@@ -147,8 +192,8 @@ class World:
         self.loop = loop
         self.seed = seed
         self.random = random.Random(seed)
-        # One machine: its processes' monotonic clocks agree.
-        self.monotonic_zero = self.random.uniform(0, 10_000)
+        # Where clients are.
+        self.outside = self.machine("outside")
         self.processes: list[Process] = []
         # What went wrong outside the clients' view: a surprise in a task, a buffer that changed under way.
         self.complaints: list[str] = []
@@ -158,10 +203,14 @@ class World:
         self._keep_trace = keep_trace
         self._process_of: weakref.WeakKeyDictionary[asyncio.Task[Any], Process] = weakref.WeakKeyDictionary()
         loop.set_task_factory(self._make_task)
+        loop.gate = self._gated
         loop.on_uncaught = self._uncaught
 
-    def process(self, name: str) -> Process:
-        process = Process(self, name)
+    def machine(self, name: str) -> Machine:
+        return Machine(name, self.random.uniform(0, 10_000))
+
+    def process(self, name: str, machine: Machine | None = None) -> Process:
+        process = Process(self, name, machine or self.outside)
         self.processes.append(process)
         return process
 
@@ -193,6 +242,13 @@ class World:
             if process.is_dead:
                 task.cancel()
         return task
+
+    def _gated(self, callback: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[Callable[..., Any], Any] | None:
+        process = _process.get()
+        if process is None:
+            return None
+        ticket = _Ticket(process, callback, arguments)
+        return ticket.arrive, ticket
 
     def _uncaught(self, context: dict[str, Any]) -> bool:
         process = None

@@ -23,9 +23,11 @@ from kafscale.security.access import Access
 from kafscale.security.needs import WRITE_TOPIC, WRITE_TRANSACTION
 from kafscale.storage.flusher import Flush
 from kafscale.storage.partition import PartitionLog
+from workers.caller import Caller
 from workers.connection import Pending
 from workers.context import Context, Request
 from workers.partitions import leader_addresses, why_not_served
+from workers.refused_batches import RefusedBatches
 from workers.repeated_produce import RepeatedProduce
 from workers.waiting_produce import WaitingProduce
 
@@ -59,10 +61,16 @@ def handle(
         if partition is None or records is None or refusal is not None:
             results.append(_refused(context, request, topic, index, records, refusal))
             failed = True
+            if refusal is None:
+                _note_refused(pending.caller, topic, index, records)
             continue
         try:
-            base_offset, waits_for = _append(context, partition, records, is_kept, version, now_ms)
+            base_offset, waits_for = _append(
+                context, partition, records, is_kept, version, now_ms, topic, pending.caller
+            )
         except (Invalid, Retry) as error:
+            if isinstance(error, Retry):
+                _note_refused(pending.caller, topic, index, records)
             results.append((topic, index, error.code, -1, -1, -1, str(error), None))
             failed = True
             continue
@@ -94,11 +102,18 @@ def handle(
 
 
 def _append(
-    context: Context, partition: PartitionLog, records: memoryview, is_kept: bool, version: int, now_ms: int
+    context: Context,
+    partition: PartitionLog,
+    records: memoryview,
+    is_kept: bool,
+    version: int,
+    now_ms: int,
+    topic: str | bytes,
+    caller: Caller,
 ) -> tuple[int, Flush | None]:
     """Check one partition's batch and append it. Returns its base offset and the flush to wait for.
 
-    Raises Invalid.
+    Raises Invalid, Retry.
     """
     config = partition.config
     if config.log_append_time:
@@ -113,6 +128,8 @@ def _append(
             config.timestamp_after_max_ms,
         )
     if header.producer_id >= 0:
+        if caller.refused_batches:
+            caller.refused_batches.check(topic, partition.index, header)
         duplicate = partition.duplicate_of(header)
         if duplicate is not None:
             context.metrics.cells[DUPLICATES] += 1
@@ -163,6 +180,13 @@ def _refused(
         return topic, index, ErrorCode.INVALID_RECORD, -1, -1, -1, "no record batch for the partition", None
     code, leader = why_not_served(context, request.listener, topic, index)
     return topic, index, code, -1, -1, -1, None, leader
+
+
+def _note_refused(caller: Caller, topic: str | bytes, index: int, records: memoryview | None) -> None:
+    if records is not None:
+        if caller.refused_batches is None:
+            caller.refused_batches = RefusedBatches()
+        caller.refused_batches.note(topic, index, records)
 
 
 def _count_errors(context: Context, results: list[ProduceResult]) -> None:

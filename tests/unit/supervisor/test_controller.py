@@ -12,7 +12,16 @@ from hypothesis import strategies as st
 from kafscale.clock import SystemClock
 from kafscale.config import Settings
 from kafscale.coordination.assignment import EndedLog, Incarnation
-from kafscale.coordination.cluster import OFFSETS_TOPIC, ClusterState, Version, apply, decode_version, encode_version
+from kafscale.coordination.cluster import (
+    OFFSETS_TOPIC,
+    Assign,
+    Assignment,
+    ClusterState,
+    Version,
+    apply,
+    decode_version,
+    encode_version,
+)
 from kafscale.coordination.commands import CreateTopic, DeleteTopic, Draft
 from kafscale.errors import Corrupt, Retry, StartError, StoreUnavailable
 from kafscale.storage.cluster_log import ClusterLog
@@ -121,6 +130,29 @@ def test_a_restart_ends_the_old_logs_and_keeps_the_rest() -> None:
         assert "t" in state.topics and state.topics[OFFSETS_TOPIC] == first.topics[OFFSETS_TOPIC]
         assert [entries[-1].log_id for entries in state.slots] == ["log-c", "log-d"] * 4
         assert {entries[-1].epoch for entries in state.slots} == {2}
+
+    run(scenario)
+
+
+def test_a_restart_ends_logs_that_others_wait_for() -> None:
+    """An earlier life gave its slot to another broker and died before it released it: nobody else ends that log, since
+    this broker is alive."""
+    store = Store()
+
+    async def scenario() -> None:
+        async with Broker(store) as controller:
+            given = {
+                slot: [*controller.state.slots[slot], Assignment(2, 100, "log-x")]
+                for slot in range(8)
+                if controller.state.slots[slot][-1].log_id == "log-a"
+            }
+            await controller.assign(lambda state: Assign(given))
+        again = Broker(store, workers=[Incarnation(0, "log-c"), Incarnation(1, "log-d")])
+        await again.controller.start(again.workers, again.end_log, 0)
+        assert sorted(again.ended) == ["log-a", "log-b"]
+        owners = [entries[-1].log_id for entries in again.controller.state.slots]
+        assert owners.count("log-x") == 4 and "log-a" not in owners and "log-b" not in owners
+        await again.controller.close()
 
     run(scenario)
 

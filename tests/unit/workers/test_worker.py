@@ -151,6 +151,20 @@ def test_members_that_wait_for_others_are_sent_away() -> None:
     run(main())
 
 
+def test_a_worker_that_is_asked_twice_drains_once() -> None:
+    """Its slots were given away, and its broker ends while it drains: one seal, one `Drained`."""
+
+    async def main() -> None:
+        node = await WholeWorker().start()
+        count = node.worker.log.counted
+        await asyncio.gather(node.worker.drain(), node.worker.drain())
+        await node.worker.drain()
+        assert (await end_of(node)).end == count
+        assert node.sent.count(Drained()) == 1
+
+    run(main())
+
+
 def test_an_idle_worker_drains_at_once() -> None:
     """Nothing changed: no checkpoint, just the seal."""
 

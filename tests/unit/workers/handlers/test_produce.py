@@ -335,6 +335,35 @@ def numbered(sequence: int, *values: bytes, epoch: int = 0, producer_id: int = 7
     return batch_of(*values, producer_id=producer_id, producer_epoch=epoch, base_sequence=sequence)
 
 
+@pytest.mark.parametrize("version", (9, 13))
+def test_what_was_refused_comes_before_what_was_sent_behind_it(version: int) -> None:
+    """A producer's first batches are on their way while the partition comes to be served. The first ones are refused;
+    taken before these, the next would make them duplicates of nothing when they come again."""
+
+    async def main() -> None:
+        node = WholeWorker()
+        node.worker.connections.start(asyncio.get_running_loop().call_soon)
+        node.create("t", 2)
+        topic = "t" if version < 13 else id_of(2)
+        client = node.connect()
+        for number in (0, 1):
+            (result,) = await produce(node, version, (topic, 0, numbered(number)), client=client)
+            assert result.error_code == ErrorCode.NOT_LEADER_OR_FOLLOWER
+        await node.start()
+        (result,) = await produce(node, version, (topic, 0, numbered(2)), client=client)
+        assert (result.error_code, result.base_offset) == (ErrorCode.OUT_OF_ORDER_SEQUENCE_NUMBER, -1)
+        for number in (0, 1, 2):
+            (result,) = await produce(node, version, (topic, 0, numbered(number)), client=client)
+            assert (result.error_code, result.base_offset) == (0, number)
+        # Another producer, and one on another connection, begin where they like.
+        for others, producer_id in ((client, 8), (node.connect(), 9)):
+            (result,) = await produce(node, version, (topic, 0, numbered(5, producer_id=producer_id)), client=others)
+            assert result.error_code == 0
+        node.stop()
+
+    run(main())
+
+
 def test_a_duplicate_gets_the_offset_of_the_first() -> None:
     """Any of the last five batches; it is not stored again. Gaps, old epochs and what lies too far back are refused."""
 

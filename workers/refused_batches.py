@@ -1,0 +1,69 @@
+"""Batches of idempotent producers that were refused on a connection, so that none behind them is taken before they come
+again.
+
+A producer sends up to five batches of a partition before it hears of the first. Should the partition come to be served
+between two of them, the first are refused and the next is not; and where nothing is known of a producer any sequence
+number begins (KIP-360). Those that were refused then come again as numbers from long ago, are answered as duplicates,
+and are lost. So what follows a refused batch is out of order until that one is back.
+
+Owns what was refused on one connection. Must not know what a partition knows of its producers.
+"""
+
+from __future__ import annotations
+
+from kafscale.errors import Corrupt, Invalid
+from kafscale.protocol.batches import BatchHeader, read_header
+from kafscale.protocol.error_codes import ErrorCode
+
+# Partitions, times producers: a connection has one producer, or a few behind a proxy.
+MAX_REMEMBERED = 10_000
+_SEQUENCES = 1 << 31
+
+_Key = tuple[int, int, str | bytes, int]
+
+
+class RefusedBatches:
+    """By producer, its epoch, and partition as the request names it: the first sequence number that was refused."""
+
+    __slots__ = ("_first",)
+
+    def __init__(self) -> None:
+        self._first: dict[_Key, int] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._first)
+
+    def note(self, topic: str | bytes, index: int, records: memoryview) -> None:
+        """The batch is answered with an error after which its producer will send it again."""
+        try:
+            header = read_header(records)
+        except Corrupt:
+            return
+        if header.producer_id < 0:
+            return
+        if len(self._first) >= MAX_REMEMBERED:
+            del self._first[next(iter(self._first))]
+        key = (header.producer_id, header.producer_epoch, topic, index)
+        first = self._first.setdefault(key, header.base_sequence)
+        if _is_before(header.base_sequence, first):
+            self._first[key] = header.base_sequence
+
+    def check(self, topic: str | bytes, index: int, header: BatchHeader) -> None:
+        """Raises Invalid (OUT_OF_ORDER_SEQUENCE_NUMBER) for a batch behind one that was refused and has not come again;
+        that one, and any before it, is let through and forgotten."""
+        key = (header.producer_id, header.producer_epoch, topic, index)
+        first = self._first.get(key)
+        if first is None:
+            return
+        if header.base_sequence == first or _is_before(header.base_sequence, first):
+            del self._first[key]
+            return
+        raise Invalid(
+            ErrorCode.OUT_OF_ORDER_SEQUENCE_NUMBER,
+            f"producer {header.producer_id} sent sequence {header.base_sequence}; {first}, refused before, comes first",
+        )
+
+
+def _is_before(one: int, other: int) -> bool:
+    """Sequence numbers wrap."""
+    return 0 < (other - one) % _SEQUENCES < _SEQUENCES // 2
