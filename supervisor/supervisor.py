@@ -23,7 +23,7 @@ from kafscale.clock import Clock
 from kafscale.config import Endpoint, Settings
 from kafscale.config.listeners import ListenerSettings, listeners_of
 from kafscale.control import AdoptListener, Configure, DropListener, NodeAddress, PeerReleased, Security
-from kafscale.coordination.cluster import encode_state
+from kafscale.coordination.cluster import encode_state_without_acls
 from kafscale.coordination.opening import open_coordination
 from kafscale.coordination.store import CoordinationStore
 from kafscale.errors import StoreError, StoreFailed, UsageError
@@ -248,7 +248,7 @@ class Supervisor:
             worker_index=post.index,
             node_id=post.node_id,
             log_id=post.log_id,
-            cluster_state=encode_state(self._control_plane.controller.state),
+            cluster_state=encode_state_without_acls(self._control_plane.controller.state),
             nodes=self._control_plane.membership.nodes(),
             sockets=self._listeners.sockets(post.index),
             metrics_fd=metrics_fd,

@@ -95,6 +95,9 @@ def _rows() -> dict[int, Row]:
         # `Access.writes_somewhere`: to write idempotently, or to write to any topic at all (KIP-679).
         key.INIT_PRODUCER_ID: PerItem(_CLUSTER, (needs.IDEMPOTENT_WRITE, needs.WRITE_TRANSACTION)),
         key.OFFSET_FOR_LEADER_EPOCH: PerItem(_TOPIC, (needs.DESCRIBE_EPOCHS,)),
+        key.DESCRIBE_ACLS: OnCluster(needs.DESCRIBE_CLUSTER),
+        key.CREATE_ACLS: OnCluster(needs.ALTER_CLUSTER),
+        key.DELETE_ACLS: OnCluster(needs.ALTER_CLUSTER),
         key.DESCRIBE_CONFIGS: PerItem(
             _TOPIC,
             (needs.DESCRIBE_CONFIGS_OF_TOPIC, needs.DESCRIBE_CONFIGS_OF_GROUP, needs.DESCRIBE_CONFIGS_OF_CLUSTER),

@@ -33,7 +33,7 @@ from kafscale.control import (
     ToSupervisor,
     ToWorker,
 )
-from kafscale.coordination.cluster import apply, decode_state, decode_version
+from kafscale.coordination.cluster import apply, decode_state, decode_version_without_acls
 from kafscale.errors import Corrupt
 from kafscale.errors import Fenced as FencedError
 from kafscale.metrics import (
@@ -219,7 +219,7 @@ class Worker:
         self.cluster.nodes = {node.node_id: node for node in nodes}
 
     def _follow(self, payload: bytes) -> None:
-        state = apply(self.cluster.state, decode_version(payload))
+        state = apply(self.cluster.state, decode_version_without_acls(payload))
         self.cluster.replace_state(state)
         self.ownership.apply_state(state)
         if any(

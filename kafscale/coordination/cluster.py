@@ -15,6 +15,7 @@ import re
 import msgspec
 
 from kafscale.errors import Corrupt
+from kafscale.protocol.acls import AclBinding
 
 FORMAT_VERSION = 1
 OFFSETS_TOPIC = "__consumer_offsets"
@@ -70,7 +71,17 @@ class Assign(msgspec.Struct, frozen=True, tag=True):
     slots: dict[int, list[Assignment]]
 
 
-Change = CreateTopic | DeleteTopic | SetPartitions | SetConfigs | Assign
+class CreateAcls(msgspec.Struct, frozen=True, tag=True):
+    """Kafka's ACLs that were not there before."""
+
+    bindings: list[AclBinding]
+
+
+class DeleteAcls(msgspec.Struct, frozen=True, tag=True):
+    bindings: list[AclBinding]
+
+
+Change = CreateTopic | DeleteTopic | SetPartitions | SetConfigs | Assign | CreateAcls | DeleteAcls
 
 
 class ClusterState(msgspec.Struct, kw_only=True):
@@ -82,6 +93,8 @@ class ClusterState(msgspec.Struct, kw_only=True):
     format_version: int = FORMAT_VERSION
     topics: dict[str, Topic] = {}
     slots: list[list[Assignment]] = []
+    # Each once, in the order in which they were created. Workers' states have none: they go by what is compiled.
+    acls: list[AclBinding] = []
 
     def owner(self, slot: int) -> Assignment | None:
         """The slot's current assignment; None before its first."""
@@ -115,8 +128,12 @@ def apply(state: ClusterState, version: Version) -> ClusterState:
         raise Corrupt(f"cluster version {version.version} does not follow {state.version}")
     topics = dict(state.topics)
     slots = list(state.slots)
+    acls = state.acls
     for change in version.changes:
-        apply_change(change, topics, slots)
+        if isinstance(change, CreateAcls | DeleteAcls):
+            acls = apply_acls(change, acls)
+        else:
+            apply_change(change, topics, slots)
     return ClusterState(
         version=version.version,
         cluster_id=state.cluster_id,
@@ -124,7 +141,16 @@ def apply(state: ClusterState, version: Version) -> ClusterState:
         format_version=state.format_version,
         topics=topics,
         slots=slots,
+        acls=acls,
     )
+
+
+def apply_acls(change: CreateAcls | DeleteAcls, acls: list[AclBinding]) -> list[AclBinding]:
+    """The ACLs after a change of them; a list of its own."""
+    if isinstance(change, CreateAcls):
+        return [*acls, *change.bindings]
+    gone = frozenset(change.bindings)
+    return [binding for binding in acls if binding not in gone]
 
 
 def apply_change(change: Change, topics: dict[str, Topic], slots: list[list[Assignment]]) -> None:
@@ -147,6 +173,8 @@ def apply_change(change: Change, topics: dict[str, Topic], slots: list[list[Assi
                 if before and assignments[-1].epoch < before[-1].epoch:
                     raise Corrupt(f"cluster log lowers the epoch of slot {slot}")
                 slots[slot] = assignments
+        case CreateAcls() | DeleteAcls():
+            raise AssertionError("ACLs are applied by apply_acls")
 
 
 def topic_name_error(name: str) -> str | None:
@@ -189,3 +217,50 @@ def decode_state(payload: bytes) -> ClusterState:
         return _state_decoder.decode(payload)
     except msgspec.MsgspecError as error:
         raise Corrupt(f"a cluster state can't be read: {error}") from error
+
+
+# For workers, of which each would have a copy of all ACLs that nobody looks at: what is said of them is passed over.
+
+
+class _AclsCreated(msgspec.Struct, frozen=True, tag="CreateAcls"):
+    """That ACLs were created, and not which."""
+
+
+class _AclsDeleted(msgspec.Struct, frozen=True, tag="DeleteAcls"):
+    """That ACLs were deleted, and not which."""
+
+
+class _StateWithoutAcls(msgspec.Struct, kw_only=True):
+    version: int
+    cluster_id: str
+    slot_count: int
+    format_version: int = FORMAT_VERSION
+    topics: dict[str, Topic] = {}
+    slots: list[list[Assignment]] = []
+
+
+class _VersionWithoutAcls(msgspec.Struct, frozen=True):
+    version: int
+    writer_id: str
+    written_ms: int
+    changes: list[CreateTopic | DeleteTopic | SetPartitions | SetConfigs | Assign | _AclsCreated | _AclsDeleted] = []
+    snapshot: _StateWithoutAcls | None = None
+
+
+_version_without_acls_decoder = msgspec.msgpack.Decoder(_VersionWithoutAcls)
+
+
+def decode_version_without_acls(payload: bytes) -> Version:
+    """A version as a worker wants it. Raises Corrupt."""
+    try:
+        read = _version_without_acls_decoder.decode(payload)
+    except msgspec.MsgspecError as error:
+        raise Corrupt(f"a version of the cluster log can't be read: {error}") from error
+    changes: list[Change] = [change for change in read.changes if not isinstance(change, _AclsCreated | _AclsDeleted)]
+    snapshot = None if read.snapshot is None else ClusterState(**msgspec.structs.asdict(read.snapshot))
+    return Version(read.version, read.writer_id, read.written_ms, changes, snapshot)
+
+
+def encode_state_without_acls(state: ClusterState) -> bytes:
+    """A state as a worker wants it."""
+    return _version_encoder.encode(msgspec.structs.replace(state, acls=[]) if state.acls else state)

@@ -16,8 +16,10 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from kafscale.coordination import cluster, topic_configs
+from kafscale.coordination.acl_draft import AclDraft
 from kafscale.coordination.cluster import Change, ClusterState, Topic, apply_change, topic_name_error
 from kafscale.errors import Corrupt, Invalid
+from kafscale.protocol.acls import AclBinding, AclFilter
 from kafscale.protocol.error_codes import ErrorCode
 
 MAX_PARTITIONS_PER_TOPIC = 10_000
@@ -70,11 +72,24 @@ class AlterConfigs(msgspec.Struct, frozen=True, tag="alter_configs", kw_only=Tru
     validate_only: bool = False
 
 
-Command = CreateTopic | DeleteTopic | CreatePartitions | AlterConfigs
+class CreateAcls(msgspec.Struct, frozen=True, tag="create_acls", kw_only=True):
+    """Create Kafka's ACLs; one that is there already is no mistake. They have been found sound one by one."""
+
+    bindings: list[AclBinding]
+
+
+class DeleteAcls(msgspec.Struct, frozen=True, tag="delete_acls", kw_only=True):
+    """Delete every ACL that the filter matches."""
+
+    filter: AclFilter
+
+
+Command = CreateTopic | DeleteTopic | CreatePartitions | AlterConfigs | CreateAcls | DeleteAcls
 
 
 class CommandResult(msgspec.Struct, frozen=True):
-    """The outcome: a Kafka error code (0: done), why, and the topic as it is after the command.
+    """The outcome: a Kafka error code (0: done), why, and the topic as it is after the command; of DeleteAcls, the ACLs
+    that were deleted.
 
     For a deleted topic that is the topic as it was; with validate_only, as it would be (a topic to be created with the
     id NO_TOPIC_ID). None where the command was refused.
@@ -83,6 +98,7 @@ class CommandResult(msgspec.Struct, frozen=True):
     error_code: int = 0
     message: str | None = None
     topic: Topic | None = None
+    acls: list[AclBinding] = []
 
 
 class Draft:
@@ -99,6 +115,7 @@ class Draft:
         self.partitions = sum(topic.partitions for topic in state.topics.values())
         self.text_bytes = sum(_text_bytes(topic) for topic in state.topics.values())
         self._folded = {_folded(name): name for name in state.topics}
+        self.acls = AclDraft(state.acls)
 
     def take_changes(self) -> list[Change]:
         """What was changed since the last call."""
@@ -126,6 +143,10 @@ class Draft:
                 ErrorCode.POLICY_VIOLATION,
                 f"names and settings of all topics may take {MAX_CATALOGUE_BYTES} bytes, and take {self.text_bytes}",
             )
+
+    def note(self, change: Change) -> None:
+        """A change that is in the draft already."""
+        self._changes.append(change)
 
     def put(self, change: Change, before: Topic | None, after: Topic | None) -> None:
         """Apply `change`, which makes `before` into `after` (None: there is no such topic)."""
@@ -164,18 +185,38 @@ def decide_all(
     `new_topic_id` gives 16 random bytes; one that is taken is asked for again.
     """
     results = []
+    draft.acls.begin_request()
     for position, command in enumerate(commands):
         try:
             if position >= MAX_COMMANDS:
                 raise Invalid(ErrorCode.POLICY_VIOLATION, f"a request may hold {MAX_COMMANDS} changes at most")
+            if isinstance(command, CreateAcls | DeleteAcls):
+                results.append(_decide_acls(draft, command))
+                continue
             results.append(CommandResult(topic=_decide_one(draft, command, new_topic_id, now_ms, default_partitions)))
         except Invalid as error:
             results.append(CommandResult(error_code=error.code, message=str(error)))
     return draft.take_changes(), results
 
 
+def _decide_acls(draft: Draft, command: CreateAcls | DeleteAcls) -> CommandResult:
+    if isinstance(command, CreateAcls):
+        created = draft.acls.create(command.bindings)
+        if created:
+            draft.note(cluster.CreateAcls(created))
+        return CommandResult()
+    deleted = draft.acls.delete(command.filter)
+    if deleted:
+        draft.note(cluster.DeleteAcls(deleted))
+    return CommandResult(acls=deleted)
+
+
 def _decide_one(
-    draft: Draft, command: Command, new_topic_id: NewTopicId, now_ms: int, default_partitions: int
+    draft: Draft,
+    command: CreateTopic | DeleteTopic | CreatePartitions | AlterConfigs,
+    new_topic_id: NewTopicId,
+    now_ms: int,
+    default_partitions: int,
 ) -> Topic:
     match command:
         case CreateTopic():

@@ -14,11 +14,14 @@ from typing import Final
 
 from kafscale.protocol.messages.alter_configs import AlterConfigsRequest, AlterConfigsResponse
 from kafscale.protocol.messages.api_versions import ApiVersionsRequest, ApiVersionsResponse
+from kafscale.protocol.messages.create_acls import CreateAclsRequest, CreateAclsResponse
 from kafscale.protocol.messages.create_partitions import CreatePartitionsRequest, CreatePartitionsResponse
 from kafscale.protocol.messages.create_topics import CreateTopicsRequest, CreateTopicsResponse
+from kafscale.protocol.messages.delete_acls import DeleteAclsRequest, DeleteAclsResponse
 from kafscale.protocol.messages.delete_groups import DeleteGroupsRequest, DeleteGroupsResponse
 from kafscale.protocol.messages.delete_records import DeleteRecordsRequest, DeleteRecordsResponse
 from kafscale.protocol.messages.delete_topics import DeleteTopicsRequest, DeleteTopicsResponse
+from kafscale.protocol.messages.describe_acls import DescribeAclsRequest, DescribeAclsResponse
 from kafscale.protocol.messages.describe_cluster import DescribeClusterRequest, DescribeClusterResponse
 from kafscale.protocol.messages.describe_configs import DescribeConfigsRequest, DescribeConfigsResponse
 from kafscale.protocol.messages.describe_groups import DescribeGroupsRequest, DescribeGroupsResponse
@@ -73,6 +76,9 @@ class ApiKey(IntEnum):
     DELETE_RECORDS = 21
     INIT_PRODUCER_ID = 22
     OFFSET_FOR_LEADER_EPOCH = 23
+    DESCRIBE_ACLS = 29
+    CREATE_ACLS = 30
+    DELETE_ACLS = 31
     DESCRIBE_CONFIGS = 32
     ALTER_CONFIGS = 33
     DESCRIBE_LOG_DIRS = 35
@@ -136,6 +142,9 @@ def _rows() -> list[Api]:
             4,
             4,
         ),
+        Api(ApiKey.DESCRIBE_ACLS, "DescribeAcls", DescribeAclsRequest, DescribeAclsResponse, 1, 3, 2),
+        Api(ApiKey.CREATE_ACLS, "CreateAcls", CreateAclsRequest, CreateAclsResponse, 1, 3, 2),
+        Api(ApiKey.DELETE_ACLS, "DeleteAcls", DeleteAclsRequest, DeleteAclsResponse, 1, 3, 2),
         Api(ApiKey.DESCRIBE_CONFIGS, "DescribeConfigs", DescribeConfigsRequest, DescribeConfigsResponse, 1, 4, 4),
         Api(ApiKey.ALTER_CONFIGS, "AlterConfigs", AlterConfigsRequest, AlterConfigsResponse, 0, 2, 2),
         Api(ApiKey.DESCRIBE_LOG_DIRS, "DescribeLogDirs", DescribeLogDirsRequest, DescribeLogDirsResponse, 1, 5, 2),

@@ -9,11 +9,14 @@ from typing import Any
 
 from kafscale.protocol.api import ApiKey
 from kafscale.protocol.messages.alter_configs import AlterConfigsRequest, AlterConfigsResource
+from kafscale.protocol.messages.create_acls import AclCreation, CreateAclsRequest
 from kafscale.protocol.messages.create_partitions import CreatePartitionsRequest, CreatePartitionsTopic
 from kafscale.protocol.messages.create_topics import CreatableTopic, CreateTopicsRequest
+from kafscale.protocol.messages.delete_acls import DeleteAclsFilter, DeleteAclsRequest
 from kafscale.protocol.messages.delete_groups import DeleteGroupsRequest
 from kafscale.protocol.messages.delete_records import DeleteRecordsPartition, DeleteRecordsRequest, DeleteRecordsTopic
 from kafscale.protocol.messages.delete_topics import DeleteTopicsRequest, DeleteTopicState
+from kafscale.protocol.messages.describe_acls import DescribeAclsRequest
 from kafscale.protocol.messages.describe_configs import DescribeConfigsRequest, DescribeConfigsResource
 from kafscale.protocol.messages.describe_groups import DescribeGroupsRequest
 from kafscale.protocol.messages.describe_log_dirs import DescribeLogDirsRequest
@@ -173,6 +176,30 @@ def _delete_offsets(version: int) -> Message:
     return OffsetDeleteRequest(group_id="g", topics=[topic])
 
 
+def _describe_acls() -> Message:
+    return DescribeAclsRequest(
+        resource_type_filter=1,
+        resource_name_filter=None,
+        pattern_type_filter=1,
+        principal_filter=None,
+        host_filter=None,
+        operation=1,
+        permission_type=1,
+    )
+
+
+_CREATION = AclCreation(
+    resource_type=2, resource_name="t", principal="User:bob", host="*", operation=3, permission_type=3
+)
+_FILTER = DeleteAclsFilter(
+    resource_type_filter=2,
+    resource_name_filter="t",
+    principal_filter="User:bob",
+    host_filter=None,
+    operation=1,
+    permission_type=1,
+)
+
 TOPIC, GROUP, CLUSTER, TRANSACTION = (frozenset({code}) for code in (29, 30, 31, 53))
 _USES_TOPIC = ("fetch topic t", "produce topic t", "admin cluster *")
 _ADMINISTERS = ("admin cluster *", "admin topic t")
@@ -250,6 +277,12 @@ CASES: tuple[Case, ...] = (
          ["write transactional_id x"], ["produce transactional_id x"], TRANSACTION),
     Case("epochs", key.OFFSET_FOR_LEADER_EPOCH, _epochs, ["describe topic t", "cluster_action cluster kafka-cluster"],
          ["fetch topic t"], TOPIC),
+    Case("describe ACLs", key.DESCRIBE_ACLS, lambda version: _describe_acls(), ["describe cluster kafka-cluster"],
+         ["admin cluster *"], CLUSTER),
+    Case("create ACLs", key.CREATE_ACLS, lambda version: CreateAclsRequest(creations=[_CREATION]),
+         ["alter cluster kafka-cluster"], ["admin cluster *"], CLUSTER),
+    Case("delete ACLs", key.DELETE_ACLS, lambda version: DeleteAclsRequest(filters=[_FILTER]),
+         ["alter cluster kafka-cluster"], ["admin cluster *"], CLUSTER),
     Case("describe a topic's settings", key.DESCRIBE_CONFIGS, _describe_configs(2, "t"),
          ["describe_configs topic t", "alter_configs topic t"], ["fetch topic t"], TOPIC,
          tells=lambda answer: bool(answer.results[0].configs)),
