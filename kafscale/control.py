@@ -19,13 +19,15 @@ _LENGTH = struct.Struct(">I")
 
 class NodeAddress(msgspec.Struct, frozen=True, array_like=True):
     """A Kafka node as clients are told of it: `host` and `port` where its broker has one listener, else `addresses`
-    has them by the listener's name."""
+    has them by the listener's name. `peer` is where workers of other brokers reach it ("host:port"; empty for nowhere),
+    which no client is told."""
 
     node_id: int
     host: str
     port: int
     rack: str | None = None
     addresses: dict[str, tuple[str, int]] = {}
+    peer: str = ""
 
     def at(self, listener: str) -> NodeAddress | None:
         """The node as clients of the listener are told of it; None if it has no such listener."""
@@ -37,11 +39,21 @@ class NodeAddress(msgspec.Struct, frozen=True, array_like=True):
 
 class ListenerSockets(msgspec.Struct, frozen=True):
     """A listener's sockets, as descriptors that a worker has inherited. `bootstrap_fds` are those of its shared port,
-    by worker index; a worker accepts on its own, and on a sibling's between `AdoptListener` and `DropListener`."""
+    by worker index; a worker accepts on its own, and on a sibling's between `AdoptListener` and `DropListener`.
+    `private_fd` is the worker's own port, -1 behind a shared address."""
 
     name: str
     bootstrap_fds: list[int]
     private_fd: int
+
+
+class PeerSockets(msgspec.Struct, frozen=True):
+    """Where other workers come to a worker, as descriptors that it has inherited: `sibling_fd` for those of its broker
+    (each one's socket has the name `sibling_name` and its index), `peer_fd` for those of others; -1 for none."""
+
+    sibling_fd: int
+    sibling_name: str
+    peer_fd: int = -1
 
 
 class TlsFiles(msgspec.Struct, frozen=True):
@@ -98,6 +110,7 @@ class Configure(msgspec.Struct, frozen=True, tag=True):
     sockets: list[ListenerSockets]
     metrics_fd: int
     security: Security = Security()
+    peers: PeerSockets | None = None
 
 
 class ClusterVersion(msgspec.Struct, frozen=True, tag=True):

@@ -55,7 +55,9 @@ _OTHER = "other"
 # Kafka's error codes run from -1; those above the last known are counted together.
 ERROR_CODE_MAX = 135
 
-CLOSE_REASONS = ("client", "idle", "slow_request", "too_large", "protocol", "limit", "fenced", "drain", "error")
+CLOSE_REASONS = ("client", "idle", "slow_request", "too_large", "protocol", "limit", "fenced", "drain", "error", "peer")
+# Those of `security.peer_handshake`, and what else keeps two workers apart.
+PEER_REASONS = ("magic", "version", "cluster", "node", "secret", "message", "forged", "limit", "unreachable")
 STORE_VERBS = ("put", "get", "list", "delete")
 STORE_PURPOSES = ("flush", "compaction", "cold_read", "recovery", "checkpoint", "manifest", "cluster", "sweep")
 
@@ -162,6 +164,26 @@ CONNECTIONS_CLOSED = _declare.counter(
 LOOP_LAG_MAX = _declare.gauge(
     "kafscale_loop_lag_max_seconds", "Longest time of late that the event loop was busy.", scale=MICRO
 )
+
+# Requests passed on between workers.
+PASSED_WHOLE = _declare.counter("kafscale_passed_requests_total", "Requests passed on to the worker they concern.")
+PASSED_PARTS = _declare.counter(
+    "kafscale_passed_parts_total", "Parts of requests that concern several workers, passed on."
+)
+PASSED_FAILED = _declare.counter(
+    "kafscale_passed_failures_total",
+    "Passed requests and parts that got no answer: not sent, or lost when they were being served.",
+    {"outcome": ("unsent", "lost")},
+)
+PASSED_SERVED = _declare.counter("kafscale_served_for_peers_total", "Requests served that other workers passed on.")
+PEER_LINKS = _declare.gauge("kafscale_peer_links", "Links to and from other workers that are up.")
+PEER_REFUSED = _declare.counter(
+    "kafscale_peers_refused_total",
+    "Connections between workers that came to nothing, by why.",
+    {"reason": PEER_REASONS},
+)
+PEER_BYTES_RECEIVED = _declare.counter("kafscale_peer_received_bytes_total", "Bytes received from other workers.")
+PEER_BYTES_SENT = _declare.counter("kafscale_peer_sent_bytes_total", "Bytes sent to other workers.")
 
 # Records.
 RECORDS_PRODUCED = _declare.counter("kafscale_produced_records_total", "Records appended and durable.", per_worker=True)

@@ -74,6 +74,7 @@ class Status:
     def broker_file(self) -> BrokerFile:
         settings = self._settings
         first = next(iter(self._listeners.bound.values()))
+        first_ports = first.private_ports or [settings.listen.port] * len(self._posts)
         return BrokerFile(
             version=kafscale.__version__,
             supervisor_pid=os.getpid(),
@@ -86,7 +87,7 @@ class Status:
             metrics_port=self._metrics_endpoint.port,
             workers=[
                 WorkerEntry(post.index, post.child.pid, post.node_id, port)
-                for post, port in zip(self._posts, first.private_ports, strict=True)
+                for post, port in zip(self._posts, first_ports, strict=True)
                 if post.child is not None
             ],
             listeners=[
@@ -108,7 +109,9 @@ class Status:
             notes: list[str] = [] if len(shown) == 1 and one.protocol == "PLAINTEXT" else [one.protocol]
             if one.listen != one.advertised:
                 notes.append(f"listening on {one.listen}")
-            if len(shown) > 1:
+            if one.shared_address:
+                notes.append("one address for all workers")
+            elif len(shown) > 1:
                 notes.append(f"ports {self._ports(one.name)}")
             title = "" if number else "Kafka clients"
             lines.append(f"  {title:15}{one.advertised}" + (f"  ({', '.join(notes)})" if notes else ""))
@@ -119,7 +122,7 @@ class Status:
 
     def _ports_note(self) -> str:
         names = list(self._listeners.bound)
-        return f" on ports {self._ports(names[0])}" if len(names) == 1 else ""
+        return f" on ports {self._ports(names[0])}" if len(names) == 1 and self._ports(names[0]) else ""
 
     def _cluster_line(self) -> list[str]:
         if isinstance(self._coordination, EmbeddedCoordination):

@@ -12,6 +12,7 @@ import asyncio
 import logging
 import os
 import random
+import secrets
 import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -28,6 +29,7 @@ from kafscale.coordination.opening import open_coordination
 from kafscale.coordination.store import CoordinationStore
 from kafscale.errors import StoreError, StoreFailed, UsageError
 from kafscale.metrics import MetricsBlock
+from kafscale.security.cluster_secret import ClusterSecret, read_secret
 from kafscale.storage.cluster_log import FIRST_VERSION
 from kafscale.storage.directory import check_format, complete_names
 from kafscale.storage.keys import Keys
@@ -97,7 +99,8 @@ class Supervisor:
         self._store_answered_at = clock.monotonic()
         self._coordination: CoordinationStore = coordination or open_coordination(settings, clock, random_source)
         self._control_plane: ControlPlane | None = None
-        self._hints = Hints(self._on_hint)
+        self._secret = read_secret(settings.cluster_secret, settings.cluster_secret_file)
+        self._hints = Hints(self._on_hint, clock, None if self._secret is None else ClusterSecret.parse(self._secret))
         self._spawner: Spawner | None = None
         self._http: HttpServer | None = None
         self._status: Status | None = None
@@ -157,7 +160,9 @@ class Supervisor:
         # nothing. One that is there may belong to workers that still hold the ports too.
         if (self._root / LOCK_FILE).exists():
             self._lock = await take_directory(self._root, self._clock)
-        self._listeners = Listeners(listeners_of(settings), settings.workers)
+        # Other brokers, if there may be any, come to this one's workers.
+        peer_host = None if settings.etcd_endpoints is None else settings.reached_at
+        self._listeners = Listeners(listeners_of(settings), settings.workers, peer_host, settings.peer_ports)
         http_socket = bind_http(settings.metrics_addr)
         if self._lock is None:
             self._lock = await take_directory(self._root, self._clock)
@@ -196,7 +201,7 @@ class Supervisor:
             Surroundings(
                 spawner=spawner,
                 node_addresses=listeners.nodes,
-                peer=str(Endpoint(settings.advertised.host, metrics_port)),
+                peer=str(Endpoint(settings.reached_at, metrics_port)),
                 configure=self._configure,
                 on_post_change=self._on_post_change,
                 on_nodes=self._on_nodes,
@@ -237,6 +242,8 @@ class Supervisor:
             listen=first.listen,
             advertise=first.advertise,
             data_dir=str(self._root),
+            # A broker alone needs one for its workers only, for as long as it runs.
+            cluster_secret=self._secret or secrets.token_urlsafe(32),
         )
 
     def _configure(self, post: Post) -> Configure:
@@ -253,6 +260,7 @@ class Supervisor:
             sockets=self._listeners.sockets(post.index),
             metrics_fd=metrics_fd,
             security=self._security.security,
+            peers=self._listeners.peer_sockets(post.index),
         )
 
     # What the control plane reports.

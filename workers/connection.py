@@ -73,8 +73,6 @@ class Pending:
 
     __slots__ = ("on_close", "on_hurry")
 
-    wants_results = False
-
     def __init__(self) -> None:
         self.on_close: Callable[[], None] | None = None
         self.on_hurry: Callable[[], None] | None = None
@@ -83,6 +81,10 @@ class Pending:
     def caller(self) -> Caller:
         """Who asked."""
         raise NotImplementedError
+
+    @property
+    def wants_results(self) -> bool:
+        return False
 
     def answer(self, buffers: Answer | None) -> None:
         """Give the bytes of the answer, size and header included; None where the request gets no answer (acks=0).

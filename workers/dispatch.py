@@ -80,6 +80,10 @@ class RawHandler:
 
 AnyHandler = Handler | RawHandler
 
+# (API, how it fails, header, who asks, buffer, start of the request, start of its body, end, where the answer goes) →
+# whether it was passed on. Raises ProtocolError.
+Forward = Callable[[Api, Failed | None, RequestHeader, Caller, bytearray | memoryview, int, int, int, Pending], bool]
+
 
 class _Row:
     """A handler with all that dispatch needs of it at hand."""
@@ -129,6 +133,8 @@ class Dispatcher:
         self._tasks: set[asyncio.Task[None]] = set()
         self._repeats = _RepeatedAnswers(context)
         self._surprises = RateLimited(context.clock, SURPRISE_INTERVAL_SECONDS)
+        # Passes on what concerns other workers, for callers whose requests may be: `workers.forwarding`.
+        self.forward: Forward | None = None
 
     def __call__(
         self, connection: Caller, buffer: bytearray | memoryview, start: int, end: int, pending: Pending
@@ -150,6 +156,10 @@ class Dispatcher:
         if not row.min_version <= header.api_version <= row.max_version:
             self._refuse_version(row, header, pending)
             return
+        if connection.forwards and self.forward is not None:
+            passed = self.forward(row.api, row.failed, header, connection, buffer, start, position, end, pending)
+            if passed:
+                return
         self._cells[row.requests] += 1
         access = connection.access
         if access is None or access.rules is not self._authority.rules or access.principal is not connection.principal:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import ctypes
+import functools
 import gc
 import logging
 import os
@@ -28,14 +29,19 @@ from kafscale.control import (
     Configure,
     Drain,
     DropListener,
+    NodeAddress,
+    PeerSockets,
     ToSupervisor,
     ToWorker,
     encode_frame,
     worker_side_reader,
 )
+from kafscale.coordination.assignment import NODES_PER_BROKER, broker_of
 from kafscale.errors import KafscaleError
 from kafscale.metrics import MetricsBlock
 from kafscale.storage.opening import open_store
+from workers.peers.outgoing import OutgoingLink
+from workers.peers.peers import Peers
 from workers.worker import Worker
 
 log = logging.getLogger(__name__)
@@ -104,20 +110,53 @@ class Process(asyncio.Protocol):
         # Ids must differ between incarnations: seeded by the operating system.
         source = random.Random(int.from_bytes(os.urandom(16), "big"))
         store = open_store(settings, self._clock, source)
-        self._worker = Worker(configure, store, self._clock, source, metrics, self.send, self._stopped)
+        self._worker = Worker(configure, store, self._clock, source, metrics, self.send, self._stopped, dial=self._dial)
         for message in self._early:
             self._worker.receive(message)
         self._early.clear()
-        await self._worker.start(self._listen_to_clients)
+        await self._worker.start(self._listen_to_all)
         gc.collect()
         gc.freeze()
         gc.set_threshold(*GC_THRESHOLDS)
 
-    async def _listen_to_clients(self) -> None:
-        assert self._configure is not None
+    async def _listen_to_all(self) -> None:
+        assert self._configure is not None and self._worker is not None
+        if self._worker.peers is not None and self._configure.peers is not None:
+            await self._listen_to_peers(self._worker.peers, self._configure.peers)
         for sockets in self._configure.sockets:
             for fd in (sockets.private_fd, sockets.bootstrap_fds[self._configure.worker_index]):
-                await self._listen(sockets.name, fd)
+                if fd >= 0:
+                    await self._listen(sockets.name, fd)
+
+    async def _listen_to_peers(self, peers: Peers, sockets: PeerSockets) -> None:
+        loop = asyncio.get_running_loop()
+        # Duplicates, as below.
+        siblings = socket.socket(fileno=os.dup(sockets.sibling_fd))
+        accept = functools.partial(peers.accept, is_private=True)
+        self._servers[sockets.sibling_fd] = await loop.create_unix_server(accept, sock=siblings, backlog=BACKLOG)
+        if sockets.peer_fd >= 0:
+            others = socket.socket(fileno=os.dup(sockets.peer_fd))
+            accept = functools.partial(peers.accept, is_private=False)
+            self._servers[sockets.peer_fd] = await loop.create_server(accept, sock=others, backlog=BACKLOG)
+
+    async def _dial(self, node: NodeAddress, link: OutgoingLink) -> None:
+        """Connect a link to another worker: to a sibling by the broker's own sockets, to others over TCP."""
+        configure = self._configure
+        assert configure is not None and configure.peers is not None
+        loop = asyncio.get_running_loop()
+        if broker_of(node.node_id) != broker_of(configure.node_id):
+            host, _, port = node.peer.rpartition(":")
+            await loop.create_connection(lambda: link, host.strip("[]"), int(port))
+            return
+        sibling = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sibling.setblocking(False)
+            # At once, or not at all: nobody has to be there yet.
+            sibling.connect(f"{configure.peers.sibling_name}{node.node_id % NODES_PER_BROKER}")
+            await loop.create_unix_connection(lambda: link, sock=sibling)
+        except BaseException:
+            sibling.close()
+            raise
 
     async def _listen(self, listener: str, fd: int) -> None:
         assert self._worker is not None

@@ -23,7 +23,6 @@ from kafscale.control import (
     Configure,
     Drained,
     Fenced,
-    NodeAddress,
     Nodes,
     Ping,
     Pong,
@@ -48,6 +47,7 @@ from kafscale.metrics import (
     SLOTS_TAKEN_OVER,
     MetricsBlock,
 )
+from kafscale.security.cluster_secret import ClusterSecret
 from kafscale.storage.compaction import CompactionPolicy, Compactor
 from kafscale.storage.compaction_plan import BUCKET_SIZES, Sizes
 from kafscale.storage.flusher import Flush, Flusher, FlushPolicy
@@ -68,10 +68,13 @@ from workers.connection import SMALL_FRAME_BYTES, Connection
 from workers.connections import Connections
 from workers.context import ClusterView, Context
 from workers.dispatch import Dispatcher
+from workers.forwarding.forwarder import Forwarder
+from workers.forwarding.places import Places
 from workers.groups import Groups
 from workers.lease import Lease
 from workers.listener import Listener
 from workers.ownership import Ownership, settle
+from workers.peers.peers import Dial, Peers, no_way
 from workers.producer_ids import ProducerIds
 from workers.slabs import SlabPool
 from workers.upkeep import Upkeep
@@ -112,6 +115,7 @@ class Worker:
         send: Callable[[ToSupervisor], None],
         on_stopped: Callable[[str], None],
         bugs: PlantedBugs = NO_BUGS,
+        dial: Dial = no_way,
     ) -> None:
         settings = configure.settings
         self.node_id = configure.node_id
@@ -127,8 +131,7 @@ class Worker:
         self._loading = asyncio.Lock()
         self._drained: asyncio.Task[None] | None = None
         keys = Keys(settings.cluster_namespace)
-        self.cluster = ClusterView.of(configure.node_id, decode_state(configure.cluster_state))
-        self._set_nodes(configure.nodes)
+        self.cluster = _view_of(configure)
         self.log = WorkerLog(metered, keys, configure.log_id, clock, random_source, self._fenced, bugs)
         tail = TailCache(settings.cache_bytes - settings.cache_bytes // COLD_SHARE)
         self.flusher = Flusher(self.log, keys, clock, _flush_policy(settings), tail, self._flushed, bugs)
@@ -170,11 +173,8 @@ class Worker:
             hold_produce=self._hold_produce,
         )
         slabs = SlabPool(SLAB_BYTES, settings.cache_bytes + settings.produce_buffer_bytes, tail.evict)
-        dispatcher = Dispatcher(context, handlers())
-        self._listeners = {one.name: Listener(one.name) for one in listeners_of(settings)}
-        self.connections = Connections(
-            settings, clock, slabs, metrics, dispatcher, next(iter(self._listeners.values()))
-        )
+        self._listeners = _listeners_of(settings)
+        self.connections, self.peers = self._make_connections(Dispatcher(context, handlers()), slabs, dial)
         self.compactor = self._make_compactor(keys, random_source, tail)
         self._upkeep = Upkeep(context, self.checkpointer, self.compactor, self.connections, tail, slabs)
 
@@ -196,6 +196,33 @@ class Worker:
         """What makes the protocol of a connection to the listener."""
         return functools.partial(Connection, self.connections, self._listeners[listener])
 
+    def _make_connections(
+        self, dispatcher: Dispatcher, slabs: SlabPool, dial: Dial
+    ) -> tuple[Connections, Peers | None]:
+        """The connections of clients and, where there is a shared address, the links to the workers that their requests
+        may concern."""
+        settings = self._settings
+        first = next(iter(self._listeners.values()))
+        connections = Connections(settings, self._clock, slabs, self._metrics, dispatcher, first)
+        if not any(listener.is_shared for listener in self._listeners.values()):
+            return connections, None
+        assert settings.cluster_secret is not None, "the supervisor gives its workers a secret"
+        peers = Peers(
+            self._clock,
+            self.cluster,
+            self._metrics,
+            slabs,
+            connections,
+            dispatcher,
+            self._listeners,
+            ClusterSecret.parse(settings.cluster_secret),
+            settings.produce_buffer_bytes,
+            dial,
+        )
+        forwarder = Forwarder(Places(self.cluster, self.groups), peers, dispatcher, settings.fetch_max_bytes)
+        dispatcher.forward = forwarder.take
+        return connections, peers
+
     # The supervisor's messages
 
     def receive(self, message: ToWorker) -> None:
@@ -207,16 +234,13 @@ class Worker:
             case ClusterVersion(_, payload):
                 self._follow(payload)
             case Nodes(nodes):
-                self._set_nodes(nodes)
+                self.cluster.nodes = {node.node_id: node for node in nodes}
             case CommandReply():
                 self._admin.on_reply(message)
             case Security():
                 pass
             case _:
                 raise ValueError(f"a worker was sent {type(message).__name__}, which is not for it")
-
-    def _set_nodes(self, nodes: list[NodeAddress]) -> None:
-        self.cluster.nodes = {node.node_id: node for node in nodes}
 
     def _follow(self, payload: bytes) -> None:
         state = apply(self.cluster.state, decode_version_without_acls(payload))
@@ -240,6 +264,8 @@ class Worker:
         """Take over what is assigned, `listen`, and say that it is served. Raises Corrupt where the store lacks what it
         must hold."""
         self.connections.start(asyncio.get_running_loop().call_soon)
+        if self.peers is not None:
+            self.peers.start(asyncio.get_running_loop().call_soon)
         await self._take_over()
         await listen()
         self._upkeep.start()
@@ -266,7 +292,7 @@ class Worker:
     async def _drain(self) -> None:
         self._upkeep.stop()
         self.groups.release_waiting()
-        answered = asyncio.ensure_future(self.connections.drain())
+        answered = asyncio.ensure_future(self._answer_everyone())
         await asyncio.wait({answered}, timeout=self._settings.drain_timeout_ms / 1000 * DRAIN_ANSWER_SHARE)
         answered.cancel()
         await self._settle_flushes()
@@ -278,7 +304,17 @@ class Worker:
         await self.log.append(Kind.SEAL, lambda header: encode_small(header, seal), Purpose.CHECKPOINT)
         self._end()
         self.connections.stop()
+        if self.peers is not None:
+            self.peers.stop()
         self._send(Drained())
+
+    async def _answer_everyone(self) -> None:
+        """Receive nothing more, and answer what was received, here and for other workers."""
+        if self.peers is None:
+            await self.connections.drain()
+            return
+        self.peers.release_waiting()
+        await asyncio.gather(self.connections.drain(), self.peers.drain())
 
     async def _settle_flushes(self) -> None:
         """Wait until everything appended is durable."""
@@ -293,6 +329,8 @@ class Worker:
             return
         self._end()
         self.connections.abandon("fenced")
+        if self.peers is not None:
+            self.peers.abandon()
         self._on_stopped(reason)
 
     def _end(self) -> None:
@@ -353,6 +391,18 @@ class Worker:
         self.compactor.flushed(flush.small_bytes)
         if self.connections.is_produce_held and not self.flusher.is_full:
             self.connections.release_produce()
+
+
+def _listeners_of(settings: Settings) -> dict[str, Listener]:
+    return {
+        one.name: Listener(one.name, one.advertised if one.shared_address else None) for one in listeners_of(settings)
+    }
+
+
+def _view_of(configure: Configure) -> ClusterView:
+    view = ClusterView.of(configure.node_id, decode_state(configure.cluster_state))
+    view.nodes = {node.node_id: node for node in configure.nodes}
+    return view
 
 
 def _flush_policy(settings: Settings) -> FlushPolicy:

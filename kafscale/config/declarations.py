@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import msgspec
 
 from kafscale.config.endpoint import Endpoint
-from kafscale.config.listeners import ListenerSettings
+from kafscale.config.listeners import ListenerSettings, listeners_of
 
 MIB = 1024 * 1024
 DAY_MS = 24 * 60 * 60 * 1000
@@ -31,6 +31,7 @@ BROKER_ID_MAX = INT32_MAX // 100 - 1
 _BUCKET = r"[a-z0-9A-Z][a-z0-9A-Z._-]{1,253}"
 _ADDRESS = r"(https?://)?([A-Za-z0-9._-]+|\[[0-9a-fA-F:]+\]):[0-9]{1,5}/?"
 _ADDRESSES = rf"{_ADDRESS}(,{_ADDRESS})*"
+_HOST = r"[A-Za-z0-9_.:-]{1,253}"
 _URL = r"https?://[A-Za-z0-9.:\[\]_-]+/?"
 
 
@@ -71,6 +72,31 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             "Several listeners, each with its own protocol; see docs/security.md.",
             auto="one, of listen, advertise, worker_ports, and of what is set for TLS and SASL",
             metavar="NAME://HOST:PORT?…,…",
+        ),
+    ] = None
+    shared_address: Annotated[
+        bool,
+        Setting(
+            "The advertised address leads to any worker of any broker (a load balancer, one published port): clients "
+            "are told of it alone, and workers pass on what concerns others."
+        ),
+    ] = False
+    peer_host: Annotated[
+        str | None,
+        Setting(
+            "The host at which other brokers reach this one.",
+            auto="the advertised host; with a shared address the listen host",
+            pattern=_HOST,
+            metavar="HOST",
+        ),
+    ] = None
+    peer_ports: Annotated[
+        int | None,
+        Setting(
+            "With a shared address, first of the ports at which other brokers reach the workers.",
+            1,
+            65535,
+            auto="listen port + 20000, or free ones",
         ),
     ] = None
     metrics_addr: Annotated[Endpoint, Setting("Where /metrics, /healthz and /readyz are served.", flag="--metrics")] = (
@@ -196,6 +222,18 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Setting("Start although the store ignores If-None-Match. Only ever with ONE broker: nothing fences a second."),
     ] = False
 
+    cluster_secret: Annotated[
+        str | None,
+        Setting(
+            "By which the brokers of a cluster know each other; at least 16 characters. Several with commas while it "
+            "is being changed: the first is used, all are accepted.",
+            auto="as cluster_secret_file says, or none",
+            secret=True,
+        ),
+    ] = None
+    cluster_secret_file: Annotated[
+        str | None, Setting("A file with it.", auto="none: brokers don't authenticate each other", metavar="FILE")
+    ] = None
     etcd_endpoints: Annotated[
         str | None,
         Setting(
@@ -419,13 +457,22 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             return self.listen
         return self.advertise if self.advertise.port else Endpoint(self.advertise.host, self.listen.port)
 
+    @property
+    def reached_at(self) -> str:
+        """The host at which other brokers reach this one. Behind a shared address the advertised one leads to any."""
+        if self.peer_host is not None:
+            return self.peer_host
+        listeners = listeners_of(self)
+        is_shared = any(listener.shared_address for listener in listeners)
+        return listeners[0].listen.host if is_shared else listeners[0].advertised.host
+
 
 # The setting that opens each section of --help, `kafscale config` and docs/settings.md.
 SECTIONS = {
     "listen": "Addresses and connections",
     "data_dir": "Storage",
     "s3_bucket": "S3",
-    "etcd_endpoints": "Cluster",
+    "cluster_secret": "Cluster",
     "auto_create_topics": "Topics and records",
     "offsets_topic_partitions": "Consumer groups",
     "allow_insecure": "Security",

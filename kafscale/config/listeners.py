@@ -42,6 +42,7 @@ _KEYS: Final = {
     "protocol": "choice",
     "advertise": "endpoint",
     "worker_ports": "int",
+    "shared_address": "bool",
     "mechanisms": "list",
     "client_auth": "choice",
     "principal_source": "choice",
@@ -69,6 +70,7 @@ class ListenerSettings(msgspec.Struct, frozen=True, kw_only=True):
     listen: Endpoint
     advertise: Endpoint | None = None
     worker_ports: int | None = None
+    shared_address: bool | None = None
     mechanisms: tuple[str, ...] = ()
     client_auth: ClientCertificates | None = None
     principal_source: PrincipalSource | None = None
@@ -265,7 +267,9 @@ def _completed(listener: ListenerSettings, settings: Settings) -> ListenerSettin
     mechanisms = listener.mechanisms or _upper(_listed(settings.sasl_mechanisms, "sasl_mechanisms"))
     source = listener.principal_source or settings.principal_source
     proxy = listener.proxy_protocol if listener.proxy_protocol is not None else settings.proxy_protocol
+    is_shared = listener.shared_address if listener.shared_address is not None else settings.shared_address
     values: dict[str, Any] = {
+        "shared_address": is_shared,
         "mechanisms": mechanisms if listener.has_sasl else (),
         "principal_mapping_rules": listener.principal_mapping_rules or settings.principal_mapping_rules,
         # An address that a proxy tells of is asked for by name, and then there must be a proxy.

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from kafscale.config.cpus import usable_cpus
 from kafscale.config.declarations import DECLARATIONS, WORKERS_MAX, Declaration, Settings
 from kafscale.config.endpoint import Endpoint
-from kafscale.config.listeners import ListenerSettings, check_listeners, mechanisms_of
+from kafscale.config.listeners import ListenerSettings, check_listeners, listeners_of, mechanisms_of
 from kafscale.config.values import parse_text, parse_toml
 from kafscale.errors import UsageError
 
@@ -253,6 +253,7 @@ def _check_together(settings: Settings, sources: Mapping[str, Source]) -> list[s
         )
     _check_s3(settings, sources)
     _check_acls(settings, sources)
+    _check_peers(settings, sources)
     if settings.worker_ports is not None:
         last = settings.worker_ports + settings.workers - 1
         if last > 65535:
@@ -289,6 +290,30 @@ def _check_tokens(settings: Settings, sources: Mapping[str, Source]) -> None:
         )
     if parts.hostname is None or parts.username is not None:
         raise UsageError(f"{_named('sasl_oauthbearer_jwks_url', sources)}: the URL names no host, or a user with it")
+
+
+def _check_peers(settings: Settings, sources: Mapping[str, Source]) -> None:
+    if settings.cluster_secret is not None and settings.cluster_secret_file is not None:
+        raise UsageError(f"{_named('cluster_secret_file', sources)}: cluster_secret is set too; give one of them")
+    if settings.peer_ports is not None and settings.peer_ports + settings.workers > 65536:
+        raise UsageError(
+            f"{_named('peer_ports', sources)}: {settings.peer_ports} leaves no room below 65536 "
+            f"for {settings.workers} workers"
+        )
+    shared = [listener for listener in listeners_of(settings) if listener.shared_address]
+    if not shared or settings.etcd_endpoints is None:
+        return
+    if settings.cluster_secret is None and settings.cluster_secret_file is None:
+        raise UsageError(
+            f"{_named('shared_address', sources)}: brokers pass clients' requests on to each other and must know each "
+            "other for it: set KAFSCALE_CLUSTER_SECRET or --cluster-secret-file, to the same on all of them"
+        )
+    first = listeners_of(settings)[0]
+    if settings.peer_host is None and first.listen.is_wildcard:
+        raise UsageError(
+            f"{_named('listen', sources)}: {first.listen} takes connections on every address, and the advertised "
+            "one is shared, so say where other brokers reach this one: set --peer-host HOST or KAFSCALE_PEER_HOST"
+        )
 
 
 def _check_s3(settings: Settings, sources: Mapping[str, Source]) -> None:

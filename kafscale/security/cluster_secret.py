@@ -23,7 +23,7 @@ KEY_ID_BYTES: Final = 4
 # Of an HMAC-SHA256, how much is sent: half is what RFC 2104 recommends as the least, and 128 bits.
 MAC_BYTES: Final = 16
 
-_SEPARATORS: Final = re.compile(r"[,\s]+")
+_SEPARATORS: Final = re.compile(r"[,\n]")
 
 
 class ClusterKey:
@@ -56,8 +56,9 @@ class ClusterSecret:
 
     @classmethod
     def parse(cls, text: str) -> ClusterSecret:
-        """Secrets with commas or white space between them. ValueError where one is too short; it is not repeated."""
-        return cls([part for part in _SEPARATORS.split(text) if part])
+        """Secrets with commas between them, or on lines of their own. ValueError where one is too short, which does not
+        repeat it."""
+        return cls([part.strip() for part in _SEPARATORS.split(text) if part.strip()])
 
     def key(self, key_id: bytes) -> ClusterKey | None:
         """The key that a peer names, if it is one of ours."""

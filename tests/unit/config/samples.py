@@ -24,6 +24,7 @@ _listeners = st.builds(
     listen=st.builds(Endpoint, _hosts, st.integers(1, 65535)),
     advertise=_some(st.builds(Endpoint, st.sampled_from(["10.0.0.1", "broker"]), st.integers(1, 65535))),
     worker_ports=_some(st.integers(1, 65535)),
+    shared_address=_some(st.booleans()),
     mechanisms=st.lists(st.sampled_from(MECHANISMS), unique=True, max_size=4).map(tuple),
     client_auth=_some(st.sampled_from(["none", "requested", "required"])),
     principal_source=_some(st.sampled_from(["client_id", "remote_addr", "proxy_addr", "sasl", "mtls"])),

@@ -283,6 +283,42 @@ def test_acl_settings_as_kafscale_spells_them() -> None:
     assert not resolve({}, {"KAFSCALE_ACL_JSON": "{}"}).settings.acl_enabled
 
 
+INSECURE = {"KAFSCALE_ALLOW_INSECURE": "true"}
+SHARED = INSECURE | {"KAFSCALE_SHARED_ADDRESS": "true", "KAFSCALE_ETCD_ENDPOINTS": "etcd:2379"}
+SECRET = {"KAFSCALE_CLUSTER_SECRET": "0123456789abcdef"}
+
+
+@pytest.mark.parametrize(
+    ("environ", "line"),
+    [
+        (SHARED, r"KAFSCALE_SHARED_ADDRESS: .*KAFSCALE_CLUSTER_SECRET"),
+        (
+            SHARED | SECRET | {"KAFSCALE_LISTEN": ":9092", "KAFSCALE_ADVERTISE": "front"},
+            r"KAFSCALE_LISTEN: .*KAFSCALE_PEER_HOST",
+        ),
+        (SECRET | {"KAFSCALE_CLUSTER_SECRET_FILE": "f"}, r"KAFSCALE_CLUSTER_SECRET_FILE: cluster_secret is set too"),
+        ({"KAFSCALE_PEER_PORTS": "65535", "KAFSCALE_WORKERS": "2"}, r"KAFSCALE_PEER_PORTS: 65535 leaves no room"),
+    ],
+)
+def test_settings_of_a_shared_address_that_make_no_sense_together(environ: dict[str, str], line: str) -> None:
+    """Brokers that pass requests on need a secret in common and must know where to reach each other."""
+    with pytest.raises(UsageError, match=line):
+        resolve({}, environ)
+
+
+def test_where_other_brokers_reach_this_one() -> None:
+    """At the advertised host, unless that leads to any broker; and where it is said."""
+    front = INSECURE | {"KAFSCALE_ADVERTISE": "front", "KAFSCALE_LISTEN": "10.0.0.1:9092"}
+    assert resolve({}, front).settings.reached_at == "front"
+    assert resolve({}, front | SHARED | SECRET).settings.reached_at == "10.0.0.1"
+    assert resolve({}, front | SHARED | SECRET | {"KAFSCALE_PEER_HOST": "pod-1"}).settings.reached_at == "pod-1"
+    # One listener of several may be behind such an address.
+    several = "a://10.0.0.2:1?protocol=PLAINTEXT,b://10.0.0.2:2?protocol=PLAINTEXT&shared_address=true&advertise=front"
+    assert resolve({}, INSECURE | {"KAFSCALE_LISTENERS": several}).settings.reached_at == "10.0.0.2"
+    # A broker that is its whole cluster needs neither.
+    assert resolve({}, {"KAFSCALE_SHARED_ADDRESS": "true"}).settings.cluster_secret is None
+
+
 def test_unknown_variables_warn_and_security_ones_stop() -> None:
     """Goal: a misspelt variable is a warning with the nearest name; one that looks like a security setting stops."""
     resolved = resolve({}, {"KAFSCALE_WORKER": "3", "KAFSCALE_SEA": "b", "PATH": "/bin"})

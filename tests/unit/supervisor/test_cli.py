@@ -94,7 +94,7 @@ def test_every_setting_has_its_flag() -> None:
         text = SPECIAL_TEXTS.get(declaration.name) or value[declaration.kind]
         if declaration.name in ("message_max_bytes", "socket_request_max_bytes", "group_min_session_timeout_ms"):
             text = "100000000" if "max" in declaration.name else "7000"
-        if declaration.name == "worker_ports":
+        if declaration.name in ("worker_ports", "peer_ports"):
             text = "50000"
         if declaration.name.endswith("_endpoint"):
             text = "https://s3.example.com"

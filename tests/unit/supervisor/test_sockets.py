@@ -154,3 +154,42 @@ def test_nodes_of_a_broker_with_one_listener() -> None:
     with closing(Listeners([one], 1)) as listeners:
         (node,) = listeners.nodes([7])
         assert node == node.at("anything") == NodeAddress(7, "127.0.0.1", listeners.bound["a"].private_ports[0])
+
+
+def test_behind_a_shared_address_workers_have_no_port_for_clients() -> None:
+    """They meet at sockets of this machine, of which each broker has its own; ports for other brokers are there only
+    where there may be any. A listener of another kind keeps its ports."""
+    here = Endpoint("127.0.0.1", 0)
+    front = Endpoint("front.example", 443)
+    shared = ListenerSettings(name="one", protocol="PLAINTEXT", listen=here, advertise=front, shared_address=True)
+    own = ListenerSettings(name="own", protocol="PLAINTEXT", listen=here)
+    with (
+        closing(Listeners([shared], 2)) as alone,
+        closing(Listeners([shared, own], 2, "10.0.0.7")) as member,
+    ):
+        assert alone.bound["one"].private_ports == member.bound["one"].private_ports == []
+        assert len(member.bound["own"].private_ports) == 2
+        assert [(n.host, n.port, n.peer) for n in alone.nodes([0, 1])] == [("front.example", 443, "")] * 2
+        nodes = member.nodes([300, 301])
+        assert {node.addresses["one"] for node in nodes} == {("front.example", 443)}
+        assert [node.addresses["own"][1] for node in nodes] == member.bound["own"].private_ports
+        assert alone.sockets(0)[0].private_fd == -1 and member.sockets(0)[1].private_fd >= 0
+        ours, theirs = alone.peer_sockets(1), member.peer_sockets(1)
+        assert ours is not None and theirs is not None
+        assert (ours.peer_fd, theirs.peer_fd >= 0) == (-1, True)
+        assert ours.sibling_name != theirs.sibling_name
+        assert {ours.sibling_fd} <= set(alone.descriptors())
+        assert {theirs.sibling_fd, theirs.peer_fd} <= set(member.descriptors())
+        with socket.socket(socket.AF_UNIX) as sibling:
+            # It waits in the backlog until the worker is there.
+            sibling.connect(f"{ours.sibling_name}1")
+        host, port = nodes[1].peer.split(":")
+        assert host == "10.0.0.7"
+        socket.create_connection(("127.0.0.1", int(port))).close()
+
+
+def test_without_a_shared_address_workers_do_not_meet() -> None:
+    with closing(
+        Listeners([ListenerSettings(name="a", protocol="PLAINTEXT", listen=Endpoint("127.0.0.1", 0))], 1)
+    ) as found:
+        assert found.peer_sockets(0) is None and found.nodes([0])[0].peer == ""

@@ -43,6 +43,7 @@ from tests.sim import loop as sim
 from tests.unit.storage.rig import EPOCH_MS, LoopClock, ScriptedStore, log_id
 from tests.unit.workers.doubles import FakeTransport
 from workers.connection import Connection
+from workers.peers.peers import Dial, no_way
 from workers.worker import Worker
 
 HERE, ELSEWHERE = 0, 1
@@ -149,6 +150,9 @@ class WholeWorker:
         *,
         log_number: int = 1,
         state: ClusterState | None = None,
+        node_id: int = HERE,
+        nodes: Sequence[NodeAddress] | None = None,
+        dial: Dial = no_way,
     ) -> None:
         self.clock = LoopClock()
         self.store = store or HeldStore()
@@ -159,14 +163,14 @@ class WholeWorker:
         self.sent: list[Any] = []
         self.stopped: list[str] = []
         self.metrics = MetricsBlock.in_memory()
-        nodes = [NodeAddress(node, f"host{node}", 19092 + node, None) for node in (HERE, ELSEWHERE)]
+        nodes = nodes or [NodeAddress(node, f"host{node}", 19092 + node, None) for node in (HERE, ELSEWHERE)]
         configure = Configure(
             settings=self.settings,
             worker_index=0,
-            node_id=HERE,
+            node_id=node_id,
             log_id=self.log_id,
             cluster_state=encode_state(self.state),
-            nodes=nodes,
+            nodes=list(nodes),
             sockets=[],
             metrics_fd=-1,
         )
@@ -178,6 +182,7 @@ class WholeWorker:
             self.metrics,
             self._sent,
             self.stopped.append,
+            dial=dial,
         )
         self._correlation_ids = itertools.count(1000)
 
