@@ -22,7 +22,7 @@ CASES = (1, 16, 100, 1_000)
 VALUE_BYTES = 100
 
 
-def _request(topic: str, partitions: int) -> bytes:
+def request_for(topic: str, partitions: int) -> bytes:
     """A Produce request with a batch of one record for each of so many partitions."""
     module = sys.modules[load_request_schema(wire.PRODUCE, 9).__module__]
     data = module.TopicProduceData(
@@ -42,7 +42,7 @@ def measure(broker: Target, seconds: float) -> list[dict[str, Any]]:
         raise RuntimeError("this needs a broker with one worker")
     took: dict[int, list[float]] = {partitions: [] for partitions in CASES}
     objects: dict[int, list[int]] = {partitions: [] for partitions in CASES}
-    requests = {partitions: _request(topic, partitions) for partitions in CASES}
+    requests = {partitions: request_for(topic, partitions) for partitions in CASES}
     with wire.Connection(next(iter(broker.leaders(topic).values()))) as connection:
         deadline = time.monotonic() + seconds * len(CASES)
         while time.monotonic() < deadline or len(took[CASES[0]]) < 20:
@@ -54,7 +54,7 @@ def measure(broker: Target, seconds: float) -> list[dict[str, Any]]:
                 took[partitions].append(time.perf_counter() - began)
                 if known >= 0:
                     objects[partitions].append(len(broker.objects()) - known)
-                _check(payload, partitions)
+                check_answer(payload, partitions)
     rows = [
         {
             "partitions": partitions,
@@ -70,7 +70,7 @@ def measure(broker: Target, seconds: float) -> list[dict[str, Any]]:
     return rows
 
 
-def _check(payload: bytes, partitions: int) -> None:
+def check_answer(payload: bytes, partitions: int) -> None:
     answer = wire.parse_response(payload, wire.PRODUCE, 9, 1)
     errors = [int(part.error_code) for part in answer.responses[0].partition_responses]
     if errors != [0] * partitions:

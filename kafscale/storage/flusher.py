@@ -5,9 +5,12 @@ data object with the batches of all partitions, grouped by partition. What must 
 their partitions in the order in which they were appended; nothing is answered before its flush is durable; an object is
 never written for nothing. If the log is fenced, no flush that is not durable is ever committed or answered.
 
-When to write: with an interval (object storage), when the open flush is full or its oldest batch is that old. Without
-one (a local directory), when nothing is in flight, and then a moment later: as many batches as were just acknowledged
-and as wait already are likely to come together, from clients that wait for their answers, and share one write.
+When to write: with an interval (object storage), when the open flush is full or its oldest batch is that old. What the
+worker's own work on a flush takes, by the last ones, is part of the interval, so that an acknowledgement comes an
+interval and a PUT after the oldest batch; but flushes that are due by age begin an interval apart, since each costs a
+PUT. Without an interval (a local directory), when nothing is in flight, and then a moment later: as many batches as
+were just acknowledged and as wait already are likely to come together, from clients that wait for their answers, and
+share one write.
 """
 
 from __future__ import annotations
@@ -40,6 +43,13 @@ from kafscale.storage.worker_log import MAX_IN_FLIGHT, WorkerLog
 JOIN_BELOW_BYTES = 4 * 1024
 
 
+# Of the interval, at most so much is spent on a flush's own work; and so long takes a request until it is on its way.
+OWN_WORK_SHARE = 0.2
+REQUEST_SECONDS = 0.003
+# How much the last flush counts in what the next one's work is expected to take.
+_NEWEST_SHARE = 0.3
+
+
 class FlushPolicy(msgspec.Struct, frozen=True, kw_only=True):
     """When to write. `interval_s` None: when nothing is in flight and `gather_s` have passed since, or sooner when as
     many batches are there as can be expected."""
@@ -67,6 +77,7 @@ class Flush:
         "log_starts",
         "number",
         "opened_at",
+        "own_seconds",
         "placed",
         "releases",
         "sequence",
@@ -77,6 +88,8 @@ class Flush:
         # Flushes become durable in the order of their numbers.
         self.number = number
         self.opened_at = opened_at
+        # What laying it out took.
+        self.own_seconds = 0.0
         self.sequence = -1
         self.durable = False
         self.bytes = 0
@@ -124,6 +137,9 @@ class Flusher:
         self._checkpoint: tuple[Callable[[bytes], Sequence[Buffer]], Callable[[int], None]] | None = None
         self._timer: Timer | None = None
         self._submitted_at = 0.0
+        # When the last flush that was due by age began; and how long a flush's work before and after its PUT takes.
+        self._begun_at = -1e9
+        self._own_seconds = 0.0
         self._confirmed_at = 0.0
         # Batches that are likely to come before the next write: see the head of this file.
         self._expected = 0
@@ -221,7 +237,8 @@ class Flusher:
             self._timer.cancel()
         now = self._clock.monotonic()
         if interval is not None:
-            wait = flush.opened_at + interval - now
+            ahead = min(self._own_seconds + REQUEST_SECONDS, interval * OWN_WORK_SHARE)
+            wait = max(flush.opened_at - ahead, self._begun_at) + interval - now
         else:
             # Not at once even then: what else this turn of the loop receives comes along.
             wait = 0.0 if is_gathered else self._confirmed_at + self._policy.gather_s - now
@@ -233,6 +250,7 @@ class Flusher:
         if not self._open.is_empty():
             if self._policy.interval_s is None and self._log.in_flight:
                 return
+            self._begun_at = self._clock.monotonic()
             self._full.append(self._open)
             self._open = self._new_flush()
         self._pump()
@@ -274,9 +292,11 @@ class Flusher:
         flush.sequence = sequence
         self._in_flight.append(flush)
         self._log.submit(Kind.DATA, build, lambda: self._commit(flush), Purpose.FLUSH)
+        flush.own_seconds = self._clock.monotonic() - self._submitted_at
 
     def _commit(self, flush: Flush) -> None:
         assert self._in_flight.popleft() is flush
+        began = self._clock.monotonic()
         woken: dict[Callable[[int], None], int] = {}
         for partition, extent in flush.placed:
             partition.commit(extent)
@@ -296,6 +316,8 @@ class Flusher:
         for answer in flush.answers:
             answer(now)
         flush.answers.clear()
+        own_seconds = flush.own_seconds + self._clock.monotonic() - began
+        self._own_seconds += _NEWEST_SHARE * (own_seconds - self._own_seconds)
         for waiter, added in woken.items():
             waiter(added)
         self._expected = flush.batches + self._open.batches

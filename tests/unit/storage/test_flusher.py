@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from kafscale.protocol.batches import check_stored, iterate
 from kafscale.storage.extents import LARGE_EXTENT_BYTES
-from kafscale.storage.flusher import FlushPolicy
+from kafscale.storage.flusher import REQUEST_SECONDS, FlushPolicy
 from kafscale.storage.log_objects import BatchGroup, LogStart, Release, decode_data_table, split_object
 from kafscale.storage.store import Purpose
 from tests.unit.storage.rig import KEYS, LoopClock, Put, ScriptedStore, Writer, batch_of, content, make_partition, run
@@ -127,6 +127,30 @@ def test_with_an_interval_the_oldest_batch_says_when(age):
         assert writer.log.next_sequence == 1 and partition.high_watermark == 2
         writer.append(partition, batch_of(2500))
         assert writer.log.next_sequence == 2
+
+    run(main())
+
+
+def test_flushes_by_age_begin_an_interval_apart():
+    """Goal: however often something is appended, there are no more PUTs than intervals; and what comes after a rest
+    need not wait the whole interval for the worker's own work."""
+
+    async def main() -> None:
+        store = ScriptedStore(LoopClock())
+        interval_s = 0.25
+        writer = Writer(store, policy=FlushPolicy(flush_bytes=1 << 20, interval_s=interval_s))
+        partition = make_partition()
+        await writer.clock.sleep(1)
+        began = writer.clock.monotonic()
+        while writer.clock.monotonic() < began + 10:
+            writer.append(partition, batch_of(1))
+            await writer.clock.sleep(0.003)
+        assert 39 <= writer.log.next_sequence <= 40
+        await writer.clock.sleep(1)
+        before = writer.log.next_sequence
+        writer.append(partition, batch_of(1))
+        await writer.clock.sleep(interval_s - REQUEST_SECONDS / 2)
+        assert writer.log.next_sequence == before + 1
 
     run(main())
 
