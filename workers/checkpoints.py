@@ -106,6 +106,8 @@ class Checkpointer:
                 slots={entry.slot: _place(entry) for entry in entries},
                 given_up=given_up,
             )
+            if self._bugs.deleted_before_counting:
+                await self._delete(given_up)
             try:
                 sequence = await self._append(checkpoint)
             except BaseException:

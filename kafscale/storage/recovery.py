@@ -63,12 +63,14 @@ async def load_slots(
 
     Waits until every log named there has ended. Raises Corrupt.
     """
+    if bugs.last_log_alone:
+        earlier = {slot: assignments[-1:] for slot, assignments in earlier.items()}
     log_ids = sorted({assignment.log_id for assignments in earlier.values() for assignment in assignments})
     ends = dict(
         zip(log_ids, await asyncio.gather(*(_ended(reader, clock, log_id, bugs) for log_id in log_ids)), strict=True)
     )
     chosen: dict[int, tuple[Earlier, ManifestPlace] | None] = {
-        slot: _choose(slot, assignments, ends) for slot, assignments in earlier.items()
+        slot: _choose(slot, assignments, ends, bugs) for slot, assignments in earlier.items()
     }
     manifests = await _read_manifests(store, clock, chosen)
     replays = _replay(chosen, ends, slot_of)
@@ -89,7 +91,7 @@ async def _ended(reader: LogReader, clock: Clock, log_id: str, bugs: PlantedBugs
 
 
 def _choose(
-    slot: int, assignments: Sequence[Earlier], ends: Mapping[str, LogEnd]
+    slot: int, assignments: Sequence[Earlier], ends: Mapping[str, LogEnd], bugs: PlantedBugs
 ) -> tuple[Earlier, ManifestPlace] | None:
     """The assignment of the highest epoch whose log's checkpoint names the slot. Raises Corrupt."""
     for assignment in reversed(assignments):
@@ -97,7 +99,7 @@ def _choose(
         place = checkpoint.slots.get(slot) if checkpoint is not None else None
         if place is not None and place.epoch == assignment.epoch:
             return assignment, place
-    if assignments and assignments[0].epoch != FIRST_EPOCH:
+    if assignments and assignments[0].epoch != FIRST_EPOCH and not bugs.last_log_alone:
         raise Corrupt(
             f"slot {slot}: none of the logs {[a.log_id for a in assignments]} has a checkpoint that names it, though it"
             f" was first assigned before epoch {assignments[0].epoch}; refusing to serve it as empty"

@@ -50,10 +50,8 @@ from kafscale.storage.log_objects import (
 from kafscale.storage.manifest import decode_manifest
 from kafscale.storage.planted import NO_BUGS, PlantedBugs
 from kafscale.storage.store import ObjectInfo, ObjectStore, Purpose
-from kafscale.storage.takeover import LogEnd, LogReader, find_end
+from kafscale.storage.takeover import SWEEPER, LogEnd, LogReader, find_end
 
-# Who writes the seals at number 0 of swept logs.
-SWEEPER = "sweep"
 DELETE_BATCH = 1000
 READS_AT_ONCE = 16
 # A manifest may be replaced and deleted while it is being read: then the checkpoint is read again, so many times.
@@ -272,10 +270,9 @@ class _Sweeper:
 
     async def _was_swept(self, log_id: str) -> bool:
         try:
-            first = await self._reader.read(log_id, 0)
+            return await self._reader.was_swept(log_id)
         except Corrupt:
             return False
-        return first is not None and first.seal is not None and first.seal.writer == SWEEPER
 
     async def _seals(self, candidates: Iterable[str]) -> set[str]:
         """Which of a log's objects are seals."""

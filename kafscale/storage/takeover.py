@@ -50,6 +50,8 @@ from kafscale.storage.store import ObjectStore, Purpose
 from kafscale.storage.worker_log import MAX_IN_FLIGHT
 
 SEALS_AT_ONCE = 2 * MAX_IN_FLIGHT
+# Who writes the seals at number 0 of swept logs (`sweep.py`): the rest of such a log may be gone.
+SWEEPER = "sweep"
 READS_AT_ONCE = 16
 
 
@@ -120,6 +122,11 @@ class LogReader:
             case Kind.SEAL:
                 return LogObject(key, header, seal=decode_seal(table, key))
 
+    async def was_swept(self, log_id: str) -> bool:
+        """Whether the log had ended and was named by no list, so that objects of it were deleted. Raises Corrupt."""
+        first = await self.read(log_id, 0)
+        return first is not None and first.seal is not None and first.seal.writer == SWEEPER
+
     async def sequences(self, log_id: str) -> list[int]:
         """The numbers that a listing shows as taken, in order."""
         for wait in backoff_seconds(self._random):
@@ -161,10 +168,15 @@ class LogReader:
 
 
 async def find_end(reader: LogReader, log_id: str) -> LogEnd:
-    """How far the log goes now. Raises Corrupt."""
+    """How far the log goes now; of a swept one nothing counts any more. Raises Corrupt."""
     checkpoint: Checkpoint | None = None
     checkpoint_sequence = -1
-    found = await reader.newest_checkpoint(log_id)
+    try:
+        found = await reader.newest_checkpoint(log_id)
+    except Corrupt:
+        if await reader.was_swept(log_id):
+            return LogEnd(log_id, True, 0, 0, None, [])
+        raise
     if found is not None:
         checkpoint_sequence, checkpoint = found
     number = replay_from = checkpoint.covered if checkpoint is not None else 0

@@ -17,6 +17,7 @@ refused-served        a record in the log whose batch was refused for good
 unknown-value         a record that nobody produced
 log-start             a log that begins below what was acknowledged as deleted
 committed-offset      a committed offset that was lost, went back, or was never committed
+two-members           a partition that two members of one generation of a group were given
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from collections import defaultdict
 import msgspec
 
 from tests.sim.history import (
+    Assigned,
     CommitAcknowledged,
     CommitInvoked,
     CommitRefused,
@@ -137,6 +139,8 @@ class _Checker:
         self._deleted_to: dict[Partition, int] = {}
         self._commits: dict[int, tuple[CommitInvoked, int]] = {}
         self._registers: dict[tuple[str, Partition], _Committed] = defaultdict(_Committed)
+        # Who was given a partition, by group and generation.
+        self._members: dict[tuple[str, int, Partition], str] = {}
         self._offset_fetches: dict[int, tuple[OffsetFetchInvoked, int]] = {}
 
     def take(self, time: int, event: object) -> None:
@@ -153,6 +157,8 @@ class _Checker:
                 self._asked_at[event.request] = time
             case Fetched():
                 self._fetched(time, event)
+            case Assigned():
+                self._assigned(event)
             case CommitInvoked():
                 self._commits[event.op] = (event, time)
                 self._registers[event.group, event.partition].open[event.offset] += 1
@@ -281,7 +287,17 @@ class _Checker:
                 f"offset {offset} of {_name(partition)} was {first[0]!r} for {first[1]} and {value!r} for {reader}",
             )
 
-    # Committed offsets
+    # Groups
+
+    def _assigned(self, event: Assigned) -> None:
+        for partition in event.partitions:
+            before = self._members.setdefault((event.group, event.generation, partition), event.member)
+            if before != event.member:
+                self._found(
+                    "two-members",
+                    f"{_name(partition)} was given to {before} and to {event.member}, both of generation"
+                    f" {event.generation} of group {event.group}",
+                )
 
     def _commit_answered(self, time: int, event: CommitAcknowledged | CommitRefused) -> None:
         commit, invoked = self._commits[event.op]

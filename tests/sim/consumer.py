@@ -30,6 +30,7 @@ from kafscale.protocol.messages.sync_group import SyncGroupRequest, SyncGroupReq
 from kafscale.protocol.records import iterate_records
 from tests.sim.client import MOVED, Client, Lost, Recorder, Wire
 from tests.sim.history import (
+    Assigned,
     CommitAcknowledged,
     CommitInvoked,
     CommitRefused,
@@ -345,6 +346,7 @@ class Member(Consumer):
         self._check("SyncGroup", synced.error_code)
         partitions = _decode_assignment(synced.assignment)
         self.world.trace(f"{self.name} generation {joined.generation_id} {partitions}")
+        self.recorder.add(Assigned(self._group, joined.generation_id, self._member_id, tuple(partitions)))
         return Membership(self._member_id, joined.generation_id, partitions)
 
     async def _assign(self, members: list[str]) -> list[SyncGroupRequestAssignment]:

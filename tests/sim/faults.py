@@ -32,6 +32,7 @@ ROLLING_PATIENCE_SECONDS = 40.0
 # Kind → the method that does it: those that one broker knows, and those that take several and an etcd.
 ANYWHERE = {
     "crash": "crash_worker",
+    "short life": "crash_twice",
     "pause": "pause_briefly",
     "hang": "hang",
     "outlived hang": "hang_past_two",
@@ -140,6 +141,23 @@ class Faults:
         if worker is not None:
             worker.process.crash()
         return worker is not None
+
+    def _crash_twice(self) -> bool:
+        """A worker, and its replacement as soon as that serves, or has for a moment."""
+        worker = self._some_worker()
+        if worker is None:
+            return False
+        worker.process.crash()
+        self._later(0.1, self._crash_once_serving, worker, self._chance.uniform(0, 1), 100)
+        return True
+
+    def _crash_once_serving(self, worker: WorkerProcess, after: float, tries: int) -> None:
+        for other in self._replacements(worker):
+            if any(post.serving and post.log_id == other.log_id for post in other.broker.supervisor.posts):
+                self._later(after, other.process.crash)
+                return
+        if tries:
+            self._later(0.1, self._crash_once_serving, worker, after, tries - 1)
 
     def _pause(self, seconds: float) -> bool:
         worker = self._some_worker()

@@ -71,6 +71,15 @@ class Fetched(msgspec.Struct, frozen=True):
     unwarned: bool = False
 
 
+class Assigned(msgspec.Struct, frozen=True):
+    """A member of a group's generation was given these partitions."""
+
+    group: str
+    generation: int
+    member: str
+    partitions: tuple[Partition, ...]
+
+
 class CommitInvoked(msgspec.Struct, frozen=True):
     op: int
     group: str
@@ -116,6 +125,7 @@ Event = (
     | PositionSet
     | FetchInvoked
     | Fetched
+    | Assigned
     | CommitInvoked
     | CommitAcknowledged
     | CommitRefused

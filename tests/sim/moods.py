@@ -28,6 +28,9 @@ class Mood(msgspec.Struct, frozen=True, kw_only=True):
     producer_pace_seconds: tuple[float, ...] = (0.1, 0.5, 1.0)
     # The share of producers that are.
     idempotent: float = 0.8
+    # What a request to the store usually takes, in seconds.
+    store_seconds: tuple[float, ...] = (0.002, 0.01, 0.05)
+    sweep_list_seconds: float = 0.0
     # The share of seeds in which an administrator deletes records. What is deleted is no longer checked.
     deletes: float = 0.3
 
@@ -58,6 +61,19 @@ MOODS = (
         sweep_seconds=(0.5, 0.5, None),
         producer_pace_seconds=(3.0, 6.0),
         idempotent=0.4,
+    ),
+    Mood(
+        # Workers that die young, while a slow store is swept all the time.
+        name="tidy",
+        share=3,
+        brokers=(1, 2),
+        pace_seconds=0.8,
+        usual_weight=0,
+        weights={"short life": 6, "crash": 4, "supervisor crash": 1, "outage": 1, "broker leaves": 2},
+        sweep_seconds=(0.1,),
+        store_seconds=(0.005, 0.03),
+        sweep_list_seconds=1.5,
+        deletes=0.1,
     ),
     Mood(
         # Several brokers, and a bit of everything.
@@ -135,14 +151,16 @@ MOODS = (
 )
 
 
-def mood_of(chance: random.Random) -> Mood:
-    return chance.choices(MOODS, [mood.share for mood in MOODS])[0]
+def mood_of_seed(seed: int) -> Mood:
+    """Drawn apart from all else, so that it can be told without running the seed."""
+    return random.Random(f"{seed}/mood").choices(MOODS, [mood.share for mood in MOODS])[0]
 
 
-def store_faults(chance: random.Random) -> StoreFaults:
+def store_faults(chance: random.Random, mood: Mood) -> StoreFaults:
     lost = chance.choice((0.0, 0.01, 0.03))
     return StoreFaults(
-        delay_usual=chance.choice((0.002, 0.01, 0.05)),
+        delay_usual=chance.choice(mood.store_seconds),
+        sweep_list_seconds=mood.sweep_list_seconds,
         slow=chance.choice((0.0, 0.02, 0.05)),
         answer_lost_applied=lost,
         answer_lost_not_applied=lost,

@@ -25,6 +25,7 @@ from kafscale.protocol.error_codes import ErrorCode
 from kafscale.protocol.messages.create_topics import CreatableTopic, CreatableTopicConfig, CreateTopicsRequest
 from kafscale.storage.compaction import CompactionPolicy
 from kafscale.storage.planted import NO_BUGS, PlantedBugs
+from tests.sim.audit import disorder, findings
 from tests.sim.checker import Violation, check
 from tests.sim.client import MOVED, Client, Recorder
 from tests.sim.cluster import SimCluster, predictable
@@ -34,7 +35,7 @@ from tests.sim.faults import Faults
 from tests.sim.history import History
 from tests.sim.janitor import Janitor
 from tests.sim.loop import Deadlock, OutOfTime, SimLoop, run
-from tests.sim.moods import mood_of, settings_of, store_faults
+from tests.sim.moods import mood_of_seed, settings_of, store_faults
 from tests.sim.network import Network, NetworkFaults
 from tests.sim.producer import Producer
 from tests.sim.store import Bucket
@@ -48,6 +49,7 @@ TROUBLE_SECONDS = 60.0
 PEACE_SECONDS = 180.0
 # By then a replaced worker has asked the store, or has been told.
 NOTICE_SECONDS = 15.0
+ORDER_SECONDS = 60.0
 END_OF_TIME = 1500.0
 
 
@@ -152,9 +154,9 @@ class Scenario:
         self.world = world
         self.recorder = Recorder()
         chance = self._chance = world.stream("scenario")
-        mood = self.mood = mood_of(chance)
+        mood = self.mood = mood_of_seed(world.seed)
         self._network = Network(world, NetworkFaults(broken=chance.choice((0, 0.0005, 0.003))))
-        bucket = Bucket(world, store_faults(chance), plain_create=bugs.plain_create)
+        bucket = Bucket(world, store_faults(chance, mood), plain_create=bugs.plain_create)
         count = chance.choice(mood.brokers)
         settings = settings_of(chance, mood)
         etcd = SimEtcd(world) if count > 1 else None
@@ -215,6 +217,18 @@ class Scenario:
             member.is_stopping = True
         await self._until(asyncio.gather(*reading), "readers to stop", PEACE_SECONDS)
         await self._last_reading(members)
+        await self._in_order()
+        for finding in await self._until(findings(self._cluster), "the bucket to be verified", PEACE_SECONDS):
+            self.world.complain(f"in the bucket: {finding}")
+
+    async def _in_order(self) -> None:
+        """Long before now everything has found its place."""
+        deadline = self.world.loop.time() + ORDER_SECONDS
+        while (what := disorder(self._cluster)) is not None:
+            if self.world.loop.time() > deadline:
+                self.world.complain(f"no order after {ORDER_SECONDS:.0f} s: {what}")
+                return
+            await asyncio.sleep(1)
 
     async def _create_topics(self, admin: Client) -> None:
         topics = [

@@ -34,6 +34,8 @@ class StoreFaults(msgspec.Struct, kw_only=True):
     delay_usual: float = 0.005
     slow: float = 0.02
     slow_seconds: float = 1.5
+    # What a listing of everything takes beyond that, there and back: a large bucket has many pages.
+    sweep_list_seconds: float = 0.0
     answer_lost_applied: float = 0.0
     answer_lost_not_applied: float = 0.0
     answer_lost_applied_later: float = 0.0
@@ -221,7 +223,8 @@ class StoreHandle:
         return await self._ask(lambda objects: objects.exists(key, purpose))
 
     async def list(self, prefix: str, purpose: Purpose, start_after: str = "") -> list[ObjectInfo]:
-        return await self._ask(lambda objects: objects.list(prefix, purpose, start_after))
+        longer = self._bucket.faults.sweep_list_seconds if purpose is Purpose.SWEEP else 0.0
+        return await self._ask(lambda objects: objects.list(prefix, purpose, start_after), longer)
 
     async def delete(self, keys: Sequence[str], purpose: Purpose) -> None:
         bucket = self._bucket
@@ -241,8 +244,10 @@ class StoreHandle:
     async def close(self) -> None:
         return None
 
-    async def _ask(self, question: Callable[[MemoryStore], Any]) -> Any:
+    async def _ask(self, question: Callable[[MemoryStore], Any], longer: float = 0.0) -> Any:
+        """`longer`: seconds that it takes beyond the usual, there and back."""
         bucket = self._bucket
+        there, back = (bucket.random.uniform(0, longer), bucket.random.uniform(0, longer)) if longer else (0.0, 0.0)
         answer = self._answer()
         if bucket.refuses(self.process):
             self._reply(answer, bucket.delay(), StoreUnavailable("the simulated store refuses"))
@@ -252,11 +257,11 @@ class StoreHandle:
             try:
                 result = _now(question(bucket.objects))
             except Exception as error:  # noqa: BLE001 - the asker gets it
-                self._reply(answer, bucket.delay(), error)
+                self._reply(answer, back + bucket.delay(), error)
             else:
-                self._reply(answer, bucket.delay(), None, result)
+                self._reply(answer, back + bucket.delay(), None, result)
 
-        self._send(answer, bucket.delay(), run)
+        self._send(answer, there + bucket.delay(), run)
         return await answer
 
     def _answer(self) -> asyncio.Future[Any]:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from tests.sim.checker import check
 from tests.sim.history import (
+    Assigned,
     CommitAcknowledged,
     CommitInvoked,
     CommitRefused,
@@ -52,6 +53,7 @@ ABC: list[Event] = [
 ]
 
 PLANTED: list[tuple[str, list[Event], FinalLog]] = [
+    ("two-members", [Assigned("g", 3, "m", (T0, T1)), Assigned("g", 3, "n", (T0,))], log()),
     ("lost", ABC, log("a", "b")),
     ("lost", ABC, log("a", "b", "x")),
     ("lost", [produced(1, "a"), ProduceAcknowledged(1, -1)], log()),
@@ -208,6 +210,17 @@ def test_committed_offsets_that_some_order_explains_are_clean(events: list[Event
         ),
         ([produced(1, "a"), ProduceRefused(1)], log()),
         ([*ABC, RecordsDeleted(T0, 2), RecordsDeleted(T0, 1)], log("c", start=2)),
+        # A member hears its part again; others have it in other generations and groups.
+        (
+            [
+                Assigned("g", 3, "m", (T0,)),
+                Assigned("g", 3, "m", (T0,)),
+                Assigned("g", 3, "n", (T1,)),
+                Assigned("g", 4, "n", (T0,)),
+                Assigned("h", 3, "o", (T0,)),
+            ],
+            log(),
+        ),
     ],
 )
 def test_a_clean_history_passes(events: list[Event], final: FinalLog) -> None:

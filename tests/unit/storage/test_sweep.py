@@ -18,7 +18,7 @@ from kafscale.storage.partition import PartitionLog, check_dense
 from kafscale.storage.recovery import Earlier, apply_replay, load_slots
 from kafscale.storage.store import Purpose
 from kafscale.storage.sweep import LogsInUse, SweepResult, sweep
-from kafscale.storage.takeover import SEALS_AT_ONCE, LogReader, seal_log
+from kafscale.storage.takeover import SEALS_AT_ONCE, LogReader, find_end, seal_log
 from tests.unit.storage.rig import (
     EPOCH_MS,
     KEYS,
@@ -353,9 +353,12 @@ def test_a_sweep_that_breaks_off_is_finished_by_the_next(deletes):
         cluster.store.delete = one_by_one  # type: ignore[method-assign, assignment]
         first = await cluster.sweep()
         assert first.refused is not None or deletes > calls
+        # Whoever asks about the log, however late, hears that it has ended: its own supervisor does, for instance.
+        assert (await find_end(cluster.reader, victim)).sealed
         cluster.store.delete = real  # type: ignore[method-assign]
         result = await cluster.sweep()
         assert result.refused is None and result.unended == []
+        assert (await find_end(cluster.reader, victim)).sealed
         left = [key for key in await cluster.store.keys() if victim in key]
         named = {extent.key for partition in cluster.partitions for extent in partition.extents}
         for key in left:
