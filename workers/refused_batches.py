@@ -48,14 +48,15 @@ class RefusedBatches:
         if _is_before(header.base_sequence, first):
             self._first[key] = header.base_sequence
 
-    def check(self, topic: str | bytes, index: int, header: BatchHeader) -> None:
+    def check(self, topic: str | bytes, index: int, header: BatchHeader, *, is_known: bool) -> None:
         """Raises Invalid (OUT_OF_ORDER_SEQUENCE_NUMBER) for a batch behind one that was refused and has not come again;
-        that one, and any before it, is let through and forgotten."""
+        that one, and any before it, is let through and forgotten. `is_known`: the partition knows the producer, and so
+        which of its batches is next; what was refused here may have come again elsewhere meanwhile."""
         key = (header.producer_id, header.producer_epoch, topic, index)
         first = self._first.get(key)
         if first is None:
             return
-        if header.base_sequence == first or _is_before(header.base_sequence, first):
+        if is_known or header.base_sequence == first or _is_before(header.base_sequence, first):
             del self._first[key]
             return
         raise Invalid(

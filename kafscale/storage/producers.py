@@ -59,6 +59,10 @@ class ProducerTable:
     def __len__(self) -> int:
         return len(self._producers)
 
+    def knows(self, producer_id: int) -> bool:
+        """Whether it is known which batch of the producer is next."""
+        return producer_id in self._producers
+
     def duplicate_of(self, producer_id: int, epoch: int, base_sequence: int, record_count: int) -> ProducerBatch | None:
         """None if the batch is the producer's next; the earlier batch if it is a duplicate of that.
 

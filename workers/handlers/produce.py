@@ -129,7 +129,8 @@ def _append(
         )
     if header.producer_id >= 0:
         if caller.refused_batches:
-            caller.refused_batches.check(topic, partition.index, header)
+            is_known = partition.producers.knows(header.producer_id)
+            caller.refused_batches.check(topic, partition.index, header, is_known=is_known)
         duplicate = partition.duplicate_of(header)
         if duplicate is not None:
             context.metrics.cells[DUPLICATES] += 1

@@ -364,6 +364,31 @@ def test_what_was_refused_comes_before_what_was_sent_behind_it(version: int) -> 
     run(main())
 
 
+def test_what_was_refused_here_may_have_come_again_elsewhere() -> None:
+    """A partition goes to another worker and comes back: a producer whose batch was refused here meanwhile, and taken
+    there, goes on after that on the same connection."""
+
+    async def main() -> None:
+        node = WholeWorker()
+        node.worker.connections.start(asyncio.get_running_loop().call_soon)
+        node.create("t", 2)
+        client, other = node.connect(), node.connect()
+        (result,) = await produce(node, 9, ("t", 0, numbered(0)), client=client)
+        assert result.error_code == ErrorCode.NOT_LEADER_OR_FOLLOWER
+        await node.start()
+        # What the other worker took, as this one loads it.
+        for number in (0, 1):
+            (result,) = await produce(node, 9, ("t", 0, numbered(number)), client=other)
+            assert result.error_code == 0
+        (result,) = await produce(node, 9, ("t", 0, numbered(2)), client=client)
+        assert (result.error_code, result.base_offset) == (0, 2)
+        (result,) = await produce(node, 9, ("t", 0, numbered(4)), client=client)
+        assert result.error_code == ErrorCode.OUT_OF_ORDER_SEQUENCE_NUMBER
+        node.stop()
+
+    run(main())
+
+
 def test_a_duplicate_gets_the_offset_of_the_first() -> None:
     """Any of the last five batches; it is not stored again. Gaps, old epochs and what lies too far back are refused."""
 
