@@ -82,6 +82,9 @@ class Metric(int):
     bounds: tuple[int, ...]  # Of a histogram's buckets, in the cells' unit, rising.
     per_worker: bool  # Shown for each worker with a label; else summed.
     sparse: bool  # Label values never counted are left out.
+    # Of a histogram: the cells of its first bucket and of the sum, as plain numbers, which are quicker to add to.
+    first: int
+    sum_at: int
 
     @property
     def cell_count(self) -> int:
@@ -99,8 +102,8 @@ class Metric(int):
 
     def observe(self, cells: memoryview[int], value: int) -> None:
         """Count a histogram's value, in the cells' unit (µs)."""
-        cells[self + bisect_left(self.bounds, value)] += 1
-        cells[self + len(self.bounds) + 1] += value
+        cells[self.first + bisect_left(self.bounds, value)] += 1
+        cells[self.sum_at] += value
 
 
 class _Declaring:
@@ -114,6 +117,7 @@ class _Declaring:
         metric = Metric(self._next)
         defaults = {"labels": {}, "scale": 1.0, "bounds": (), "per_worker": False, "sparse": False}
         vars(metric).update(defaults | attributes, kind=kind, name=name, help=help_text)
+        vars(metric).update(first=self._next, sum_at=self._next + metric.cell_count - 1)
         self._next += metric.cell_count
         self._declared.append(metric)
         return metric

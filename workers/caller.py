@@ -21,7 +21,8 @@ class Caller:
     """`listener`: the address that the client came to. `forwards`: whether requests that concern other workers are
     passed on to them. `repeated_produce`: how to serve a Produce that is like the last one; None until there is one.
     `refused_batches`: what of its producers' has to come again first; None while nothing was refused. `access`: what
-    the principal may do; None until it asks for something."""
+    the principal may do; None until it asks for something. `records_at`: where in a large Produce its records are
+    likely to begin, as they did in the last one; memory for the next is chosen by that."""
 
     __slots__ = (
         "access",
@@ -29,6 +30,7 @@ class Caller:
         "forwards",
         "listener",
         "principal",
+        "records_at",
         "refused_batches",
         "repeated_produce",
     )
@@ -41,3 +43,4 @@ class Caller:
         self.repeated_produce: RepeatedProduce | None = None
         self.refused_batches: RefusedBatches | None = None
         self.access: Access | None = None
+        self.records_at = 0

@@ -17,7 +17,8 @@ from kafscale.clock import Clock
 from kafscale.config import Settings
 from kafscale.errors import ObjectExists, StoreUnavailable, StoreUnclear
 from kafscale.storage.backoff import backoff_seconds
-from kafscale.storage.flusher import Flush, Flusher
+from kafscale.storage.flush import Flush
+from kafscale.storage.flusher import Flusher
 from kafscale.storage.keys import Keys, sequence_of
 from kafscale.storage.log_objects import Checkpoint, ManifestPlace, encode_small
 from kafscale.storage.manifest import encode_manifest

@@ -93,6 +93,11 @@ class Pending:
         """
         raise NotImplementedError
 
+    def answer_with_others(self, buffers: Answer) -> None:
+        """`answer`, for one of many answers that are given together: they go out at the end of the loop's turn, and
+        what waits for them begins then."""
+        self.answer(buffers)
+
     def close_connection(self, reason: str) -> None:
         """In place of an answer: close the connection, once everything before it is answered. Counted by `reason`."""
         raise NotImplementedError
@@ -132,6 +137,14 @@ class OrderedPending(Pending):
         connection = self._connection
         if connection.head is self:
             connection.emit()
+
+    def answer_with_others(self, buffers: Answer) -> None:
+        assert not self._is_answered, "a request was answered twice"
+        self._is_answered = True
+        self._answer = buffers
+        connection = self._connection
+        if connection.head is self and not connection.is_dirty:
+            connection._shared.mark_dirty(connection)
 
     def close_connection(self, reason: str) -> None:
         self._close_reason = reason
@@ -281,7 +294,7 @@ class Connection(Caller, asyncio.BufferedProtocol):
             elif end - position <= SMALL_FRAME_BYTES:
                 break
             else:
-                region = self._shared.slabs.take(size)
+                region = self._shared.slabs.take(size, self.records_at)
                 if region is None:
                     self._keep(buffer[position:end])
                     self._starve()
@@ -317,7 +330,7 @@ class Connection(Caller, asyncio.BufferedProtocol):
             self._shared.frame_ended(self)
             self._receive(carry, 4, len(carry))
             return position
-        region = self._shared.slabs.take(size)
+        region = self._shared.slabs.take(size, self.records_at)
         if region is None:
             carry += buffer[position:end]
             self._starve()
@@ -364,7 +377,7 @@ class Connection(Caller, asyncio.BufferedProtocol):
         if carry is None or self.is_closed:
             return True
         size: int = _SIZE.unpack_from(carry)[0]
-        region = self._shared.slabs.take(size)
+        region = self._shared.slabs.take(size, self.records_at)
         if region is None:
             return False
         self._carry = None
@@ -508,6 +521,12 @@ class Connection(Caller, asyncio.BufferedProtocol):
     # -- from answers to bytes ---------------------------------------------------------------------------------------
 
     def emit(self) -> None:
+        """Take every answer that has come up to the front of the order, and see to it that they are sent."""
+        self._gather()
+        if self._out is not None and not self.is_dirty:
+            self._shared.mark_dirty(self)
+
+    def _gather(self) -> None:
         """Take every answer that has come up to the front of the order."""
         out = self._out
         if out is None:
@@ -523,7 +542,7 @@ class Connection(Caller, asyncio.BufferedProtocol):
                     out.append(answer)
             self._in_flight -= 1
             if pending._close_reason is not None:
-                self.flush()
+                self._send()
                 self.close(pending._close_reason)
                 return
             pending = pending._next
@@ -533,8 +552,6 @@ class Connection(Caller, asyncio.BufferedProtocol):
             self._is_exclusive = False
         if not out:
             self._out = None
-        elif not self.is_dirty:
-            self._shared.mark_dirty(self)
         if self._waiting is not None:
             self.begin_waiting()
         elif self._paused & _PAUSED_WAITING:
@@ -555,6 +572,12 @@ class Connection(Caller, asyncio.BufferedProtocol):
 
     def flush(self) -> None:
         """Hand the answers to the transport, in one call."""
+        head = self.head
+        if head is not None and head._is_answered:
+            self._gather()
+        self._send()
+
+    def _send(self) -> None:
         self.is_dirty = False
         out = self._out
         self._out = None

@@ -19,7 +19,8 @@ from kafscale.coordination.topic_configs import effective
 from kafscale.errors import Invalid
 from kafscale.protocol.error_codes import ErrorCode
 from kafscale.storage.extents import Extent
-from kafscale.storage.flusher import Flush, Flusher
+from kafscale.storage.flush import Flush
+from kafscale.storage.flusher import Flusher
 from kafscale.storage.keys import index_of, writer_of
 from kafscale.storage.log_objects import ManifestPlace
 from kafscale.storage.manifest import GroupSnapshot, SlotManifest, restore_partition
@@ -159,7 +160,7 @@ class Ownership:
 
     def owns(self, partition: PartitionLog) -> bool:
         """Whether it is this very partition that is served here, not one that was deleted meanwhile."""
-        return self._partitions.get((partition.topic_id, partition.index)) is partition
+        return self._partitions.get(partition.identity) is partition
 
     def changed(self, partition: PartitionLog) -> None:
         """The partition's extents are others now: its slot's manifest must be written anew."""
@@ -305,14 +306,19 @@ class Ownership:
 
     def flushed(self, flush: Flush) -> None:
         """A flush is durable: its slots have changed, and its object is referred to."""
-        for _, extent in flush.placed:
-            self.references.add(extent.key)
-        # Only now: an object that one lets go of may be all that another has.
-        for partition, extent in flush.placed:
-            if self.owns(partition):
-                self.changed(partition)
+        placed = flush.placed
+        if placed:
+            self.references.add(placed[0][1].key, len(placed))
+        served = self._partitions
+        slots = set()
+        for partition, extent in placed:
+            if served.get(partition.identity) is partition:
+                slots.add(partition.slot)
             else:
-                self.references.drop((extent,))  # the topic was deleted meanwhile
+                # The topic was deleted meanwhile. Only now: an object that one lets go of may be all that another has.
+                self.references.drop((extent,))
+        for slot in slots:
+            self.slots[slot].is_dirty = True
         for partition in flush.log_starts:
             self.changed(partition)
         # What a topic that was deleted meanwhile referred to has been dropped with it.

@@ -12,16 +12,23 @@ import struct
 from typing import Final
 
 from kafscale.errors import Invalid
-from kafscale.metrics import request_cell
+from kafscale.metrics import PRODUCE_LATENCY, error_cell, request_cell
 from kafscale.protocol.api import APIS, ApiKey
 from kafscale.protocol.batches import HEADER_BYTES, check_produced
+from kafscale.protocol.error_codes import ErrorCode
 from kafscale.protocol.headers import encode_request_header
-from kafscale.protocol.produce import FLEXIBLE_FROM, TOPIC_IDS_FROM, ProduceRequestView, ProduceResult
+from kafscale.protocol.produce import (
+    FLEXIBLE_FROM,
+    TOPIC_IDS_FROM,
+    ProduceRequestView,
+    encode_produce_response,
+    encoder_of_one_result,
+)
 from kafscale.protocol.wire import uvarint
 from kafscale.storage.partition import PartitionLog
 from workers.connection import Pending
 from workers.context import Context, Request
-from workers.waiting_produce import WaitingProduce
+from workers.waiting_produce import Waiting
 
 # Behind the records of the only partition: no tags of the partition, of the topic, of the request.
 _TAIL: Final = b"\0\0\0"
@@ -48,13 +55,18 @@ class RepeatedProduce:
         "_timeout_ms",
         "_topic",
         "_version",
+        "cells",
+        "encode_answer",
     )
 
     def __init__(
         self, context: Context, version: int, view: ProduceRequestView, partition: PartitionLog, frame_start: bytes
     ) -> None:
         self._context = context
+        self.cells = context.metrics.cells
         self._version = version
+        # From correlation id, base offset and log start offset.
+        self.encode_answer = encoder_of_one_result(version, view.partitions[0][0], partition.index)
         self._is_flexible = version >= FLEXIBLE_FROM
         self._timeout_ms = view.timeout_ms
         self._topic = view.partitions[0][0]
@@ -140,20 +152,68 @@ class RepeatedProduce:
                 config.timestamp_before_max_ms,
                 config.timestamp_after_max_ms,
             )
-            if header.max_timestamp < header.base_timestamp or partition.duplicate_of(header) is not None:
+            if header.max_timestamp < header.base_timestamp or (
+                header.producer_id >= 0 and partition.duplicate_of(header) is not None
+            ):
                 return False
         except Invalid:
             return False
         flusher = context.flusher
         base_offset, flush = flusher.append(partition, batch, header, now_ms)
-        metrics = context.metrics
-        metrics.cells[_REQUESTS] += 1
-        results: list[ProduceResult] = [
-            (self._topic, partition.index, 0, base_offset, -1, partition.log_start_offset, None, None)
-        ]
+        self.cells[_REQUESTS] += 1
         (correlation_id,) = _INT32(buffer, start + 4)
-        waiting = WaitingProduce(metrics, self._version, correlation_id, pending, results, now, self._timeout_ms)
+        waiting = _WaitingRepeated(self, pending, correlation_id, base_offset, partition.log_start_offset, now)
         flush.answers.append(waiting.complete)
         if flusher.is_full:
             context.hold_produce()
         return True
+
+    def is_over(self, arrived: float, now: float) -> bool:
+        """Whether the time that the client gave a request is over."""
+        return now >= arrived + self._timeout_ms / 1000
+
+    def answer_late(self, correlation_id: int, pending: Pending) -> None:
+        """Answer a request whose time is over."""
+        code = ErrorCode.REQUEST_TIMED_OUT
+        self.cells[error_cell(code)] += 1
+        result = (self._topic, self._partition.index, code, -1, -1, -1, None, None)
+        pending.answer(encode_produce_response(self._version, correlation_id, [result]))
+
+
+class _WaitingRepeated(Waiting):
+    """A request that was served so and is not durable yet."""
+
+    __slots__ = ("_arrived", "_base_offset", "_correlation_id", "_log_start_offset", "_pending", "_repeated")
+
+    def __init__(
+        self,
+        repeated: RepeatedProduce,
+        pending: Pending,
+        correlation_id: int,
+        base_offset: int,
+        log_start_offset: int,
+        arrived: float,
+    ) -> None:
+        self._repeated = repeated
+        self._pending: Pending | None = pending
+        self._correlation_id = correlation_id
+        self._base_offset = base_offset
+        self._log_start_offset = log_start_offset
+        self._arrived = arrived
+
+    def complete(self, now: float) -> None:
+        pending = self._pending
+        if pending is None:
+            return
+        self._pending = None
+        repeated = self._repeated
+        PRODUCE_LATENCY.observe(repeated.cells, int((now - self._arrived) * 1e6))
+        pending.answer_with_others(
+            repeated.encode_answer(self._correlation_id, self._base_offset, self._log_start_offset)
+        )
+
+    def expire(self, now: float) -> None:
+        pending = self._pending
+        if pending is not None and self._repeated.is_over(self._arrived, now):
+            self._pending = None
+            self._repeated.answer_late(self._correlation_id, pending)

@@ -3,16 +3,19 @@
 Fresh memory costs a worker more than all of its Python (page faults), so frames go into slabs that were there before. A
 slab is cut into regions from front to back; it is used again, oldest first, when nobody holds a view of any of them.
 That needs no bookkeeping by the holders: a region is a view with one root of its own, the root holds the slab, and
-CPython's reference count of the slab tells when the last root is gone. The pool knows nothing of frames, caches or
-sockets.
+CPython's reference count of the slab tells when the last root is gone. Slabs are anonymous maps, which begin at a page,
+in large pages where the kernel has them. The pool knows nothing of frames, caches or sockets.
 """
 
 from __future__ import annotations
 
+import mmap
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 
-_ALIGNMENT = 64
+# What a disk wants of memory that it writes from, and the distance of the bytes that are touched to fault a slab in.
+PAGE_BYTES = 4096
 # An idle oversized piece is taken for a smaller frame only if it is not wasted on it.
 _LARGE_WASTE_FACTOR = 4
 
@@ -35,11 +38,11 @@ class SlabPool:
         self.max_bytes = max_bytes
         self.evict = evict
         self.allocated_bytes = 0
-        self._current: bytearray | None = None
+        self._current: mmap.mmap | None = None
         self._position = 0
         # Slabs that are full, oldest first; and pieces for frames larger than a slab. Some hundred entries at most.
-        self._used: list[bytearray] = []
-        self._large: list[bytearray] = []
+        self._used: list[mmap.mmap] = []
+        self._large: list[mmap.mmap] = []
         self._idle_count = _reference_count_when_idle()
 
     def warm(self, slab_count: int) -> None:
@@ -49,20 +52,22 @@ class SlabPool:
                 break
             self._used.append(self._allocate(self.slab_bytes))
 
-    def take(self, length: int) -> memoryview | None:
-        """A writable region of `length` bytes, its content undefined; None while all memory is held.
+    def take(self, length: int, lead: int = 0) -> memoryview | None:
+        """A writable region of `length` bytes, its content undefined; None while all memory is held. Where there is
+        room for that, its byte `lead` lies at the beginning of a page.
 
         Its memory is not handed out again while the region, or a view made from it, is alive.
         """
-        if length > self.slab_bytes:
-            return self._take_large(length)
-        start = self._position
+        shift = -lead % PAGE_BYTES
+        if shift + length > self.slab_bytes:
+            return self._take_large(length, shift)
+        start = self._position + shift
         if self._current is None or start + length > self.slab_bytes:
             if not self._next_slab():
                 return None
-            start = 0
+            start = shift
         assert self._current is not None
-        self._position = -(-(start + length) // _ALIGNMENT) * _ALIGNMENT
+        self._position = -(-(start + length) // PAGE_BYTES) * PAGE_BYTES
         return memoryview(self._current)[start : start + length]
 
     def _next_slab(self) -> bool:
@@ -80,8 +85,14 @@ class SlabPool:
         self._position = 0
         return slab is not None
 
-    def _take_large(self, length: int) -> memoryview | None:
+    def _take_large(self, length: int, shift: int) -> memoryview | None:
         """Memory of its own for a frame larger than a slab, in whole slabs' worth so that it can serve another."""
+        if shift + length > self.max_bytes:
+            shift = 0
+        region = self._take_piece(shift + length)
+        return None if region is None else region[shift:]
+
+    def _take_piece(self, length: int) -> memoryview | None:
         size = -(-length // self.slab_bytes) * self.slab_bytes
         if size > self.max_bytes:
             size = length
@@ -111,22 +122,27 @@ class SlabPool:
                     index += 1
         return self.allocated_bytes + size <= self.max_bytes
 
-    def _pop_idle_slab(self) -> bytearray | None:
+    def _pop_idle_slab(self) -> mmap.mmap | None:
         for index in range(len(self._used)):
             if self._is_idle(self._used, index):
                 return self._used.pop(index)
         return None
 
-    def _is_idle(self, pieces: list[bytearray], index: int) -> bool:
+    def _is_idle(self, pieces: list[mmap.mmap], index: int) -> bool:
         return sys.getrefcount(pieces[index]) == self._idle_count
 
-    def _allocate(self, size: int) -> bytearray:
+    def _allocate(self, size: int) -> mmap.mmap:
         self.allocated_bytes += size
-        # Repeating a byte writes every page, so that the faults are paid here and once.
-        return bytearray(b"\x55") * size
+        slab = mmap.mmap(-1, size)
+        with suppress(OSError):
+            slab.madvise(mmap.MADV_HUGEPAGE)
+        with memoryview(slab) as view:
+            # Writes to every page, so that the faults are paid here and once.
+            view[::PAGE_BYTES] = b"\x55" * len(view[::PAGE_BYTES])
+        return slab
 
 
 def _reference_count_when_idle() -> int:
     """What `sys.getrefcount` says of an entry of a list that nothing else refers to."""
-    pieces = [bytearray(1)]
+    pieces = [mmap.mmap(-1, PAGE_BYTES)]
     return sys.getrefcount(pieces[0])

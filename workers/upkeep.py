@@ -30,7 +30,7 @@ from workers.checkpoints import Checkpointer
 from workers.connections import Connections
 from workers.context import Context
 from workers.slabs import SlabPool
-from workers.waiting_produce import WaitingProduce
+from workers.waiting_produce import Waiting
 
 log = logging.getLogger(__name__)
 
@@ -110,7 +110,7 @@ class Upkeep:
                 continue
             for answer in flush.answers:
                 waiting = getattr(answer, "__self__", None)
-                if isinstance(waiting, WaitingProduce):
+                if isinstance(waiting, Waiting):
                     waiting.expire(now)
 
     def _begin_checkpoint(self) -> None:

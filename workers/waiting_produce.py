@@ -11,8 +11,23 @@ from kafscale.protocol.produce import ProduceResult, encode_produce_response
 from workers.connection import Pending
 
 
-class WaitingProduce:
-    """A produce request whose flush is not durable yet. `nodes`: addresses of the leaders that the results name."""
+class Waiting:
+    """A produce request whose flush is not durable yet."""
+
+    __slots__ = ()
+
+    def complete(self, now: float) -> None:
+        """Everything is durable: say so. `now`, here and below: monotonic seconds."""
+        raise NotImplementedError
+
+    def expire(self, now: float) -> None:
+        """If the client's patience is over, say that we can't tell (retriable; an idempotent producer sends it again)
+        and answer nothing when it is durable."""
+        raise NotImplementedError
+
+
+class WaitingProduce(Waiting):
+    """Any produce request. `nodes`: addresses of the leaders that the results name."""
 
     __slots__ = ("_arrived", "_correlation_id", "_metrics", "_nodes", "_pending", "_results", "_timeout_ms", "_version")
 
@@ -37,16 +52,16 @@ class WaitingProduce:
         self._nodes = nodes
 
     def complete(self, now: float) -> None:
-        """Everything is durable: say so."""
         pending = self._pending
         if pending is None:
             return
         self._pending = None
         PRODUCE_LATENCY.observe(self._metrics.cells, int((now - self._arrived) * 1e6))
-        pending.answer(encode_produce_response(self._version, self._correlation_id, self._results, nodes=self._nodes))
+        pending.answer_with_others(
+            encode_produce_response(self._version, self._correlation_id, self._results, nodes=self._nodes)
+        )
 
     def expire(self, now: float) -> None:
-        """The client's patience is over: say that we can't tell (retriable; an idempotent producer sends it again)."""
         pending = self._pending
         if pending is None or now < self._arrived + self._timeout_ms / 1000:
             return

@@ -50,7 +50,9 @@ from kafscale.metrics import (
 from kafscale.security.cluster_secret import ClusterSecret
 from kafscale.storage.compaction import CompactionPolicy, Compactor
 from kafscale.storage.compaction_plan import BUCKET_SIZES, Sizes
-from kafscale.storage.flusher import Flush, Flusher, FlushPolicy
+from kafscale.storage.extents import LARGE_EXTENT_BYTES
+from kafscale.storage.flush import Flush
+from kafscale.storage.flusher import Flusher, FlushPolicy
 from kafscale.storage.keys import Keys
 from kafscale.storage.log_objects import Kind, Seal, encode_small
 from kafscale.storage.metered import MeteredStore
@@ -82,6 +84,8 @@ from workers.upkeep import Upkeep
 log = logging.getLogger(__name__)
 
 SLAB_BYTES = 8 << 20
+# What disks take from memory without copying it, from and to multiples of.
+PAGE_BYTES = 4096
 # Of the cache setting, how much keeps what was written and how much what was read back.
 COLD_SHARE = 4
 # Received and not durable, in flushes: enough to keep a disk busy; more only makes clients wait.
@@ -378,10 +382,12 @@ class Worker:
         self.connections.hold_produce(0 if is_bad else SMALL_FRAME_BYTES)
 
     def _flushed(self, flush: Flush, seconds: float) -> None:
+        # First what clients wait for.
+        self.connections.flush_dirty()
         cells = self._metrics.cells
         cells[FLUSHES] += 1
         cells[FLUSH_BYTES] += flush.bytes
-        cells[FLUSH_PARTITIONS] += len(flush.placed)
+        cells[FLUSH_PARTITIONS] += len(flush.extents)
         cells[BATCHES_PRODUCED] += flush.batches
         cells[BYTES_PRODUCED] += flush.bytes
         cells[RECORDS_PRODUCED] += sum(extent.last_offset - extent.base_offset + 1 for _, extent in flush.placed)
@@ -418,6 +424,7 @@ def _flush_policy(settings: Settings) -> FlushPolicy:
         flush_bytes=flush_bytes,
         interval_s=interval_s,
         max_in_flight=settings.max_in_flight_flushes,
-        large_extent_bytes=None if settings.s3_bucket is None else BUCKET_SIZES.large,
+        large_extent_bytes=LARGE_EXTENT_BYTES if settings.s3_bucket is None else BUCKET_SIZES.large,
+        alignment=PAGE_BYTES if settings.s3_bucket is None else 1,
         buffered_bytes_max=buffered_bytes_max,
     )

@@ -266,6 +266,32 @@ def _answer_to_one(ids: bool, length: int) -> Callable[..., bytes]:
     return answer
 
 
+def encoder_of_one_result(version: int, topic: Topic, index: int) -> Callable[[int, int, int], bytes]:
+    """A function that makes the answer to a good batch for this one partition, stored with the client's timestamps,
+    from correlation id, base offset and log start offset."""
+    correlation, base, start = 0x0102_0304, 0x1112_1314_1516_1718, 0x2122_2324_2526_2728
+    whole = encode_produce_response(version, correlation, [(topic, index, 0, base, -1, start, None, None)])
+    # Correlation id and base offset are in every version, the log start offset is not.
+    at_base = whole.rindex(base.to_bytes(8, "big"))
+    at_start = whole.rfind(start.to_bytes(8, "big"), at_base)
+    if at_start < 0:
+
+        def answer_without_start(correlation_id: int, base_offset: int, _: int) -> bytes:
+            return pack(head, correlation_id, middle, base_offset, tail)
+
+        head, middle, tail = whole[:4], whole[8:at_base], whole[at_base + 8 :]
+        pack = struct.Struct(f">4si{len(middle)}sq{len(tail)}s").pack
+        return answer_without_start
+
+    def answer(correlation_id: int, base_offset: int, log_start_offset: int) -> bytes:
+        return pack(head, correlation_id, middle, base_offset, appended, log_start_offset, tail)
+
+    head, middle, appended = whole[:4], whole[8:at_base], whole[at_base + 8 : at_start]
+    tail = whole[at_start + 8 :]
+    pack = struct.Struct(f">4si{len(middle)}sq{len(appended)}sq{len(tail)}s").pack
+    return answer
+
+
 def _encode_flexible(
     version: int, results: Sequence[ProduceResult], throttle_time_ms: int, nodes: Sequence[Node]
 ) -> bytes:

@@ -79,15 +79,23 @@ class FileWriter:
         return False
 
     def _write_aligned(self, descriptor: int, views: Sequence[memoryview]) -> None:
-        """Everything, the last write rounded up to the alignment (what it adds is cut off by the caller)."""
+        """Everything, the last write rounded up to the alignment (what it adds is cut off by the caller).
+
+        In as few calls as can be: each gives other threads the interpreter, and waits to get it back.
+        """
         scratch = self._scratch_buffer()
-        filled = 0
+        # Blocks that are not written yet; of `scratch` the part before `start` is in them, and up to `filled` in use.
+        blocks: list[memoryview] = []
+        start = filled = 0
         for view in views:
             taken = 0
             while taken < view.nbytes:
                 straight = (view.nbytes - taken) // _ALIGNMENT * _ALIGNMENT
-                if filled == 0 and straight >= _STRAIGHT_FROM_BYTES and _is_aligned(view[taken:]):
-                    _write_block(descriptor, view[taken : taken + straight])
+                if not filled % _ALIGNMENT and straight >= _STRAIGHT_FROM_BYTES and _is_aligned(view[taken:]):
+                    if filled > start:
+                        blocks.append(scratch[start:filled])
+                        start = filled
+                    blocks.append(view[taken : taken + straight])
                     taken += straight
                     continue
                 length = min(view.nbytes - taken, SCRATCH_BYTES - filled)
@@ -95,10 +103,12 @@ class FileWriter:
                 filled += length
                 taken += length
                 if filled == SCRATCH_BYTES:
-                    _write_block(descriptor, scratch)
-                    filled = 0
-        if filled:
-            _write_block(descriptor, scratch[: -(-filled // _ALIGNMENT) * _ALIGNMENT])
+                    _write_blocks(descriptor, [*blocks, scratch[start:]])
+                    blocks.clear()
+                    start = filled = 0
+        if filled > start:
+            blocks.append(scratch[start : -(-filled // _ALIGNMENT) * _ALIGNMENT])
+        _write_blocks(descriptor, blocks)
 
     def _scratch_buffer(self) -> memoryview:
         scratch: memoryview | None = getattr(self._scratch, "buffer", None)
@@ -169,26 +179,31 @@ def _is_aligned(view: memoryview) -> bool:
     return ctypes.addressof(ctypes.c_char.from_buffer(view)) % _ALIGNMENT == 0
 
 
-def _write_block(descriptor: int, view: memoryview) -> None:
-    position = 0
-    while position < view.nbytes:
-        try:
-            written = os.write(descriptor, view[position:])
-        except OSError as error:
-            if error.errno == errno.EINVAL:
-                raise DirectRefused from error
-            raise
-        if written % _ALIGNMENT:
-            raise DirectRefused  # Cut short within a block, so that no aligned write can follow.
-        position += written
+def _write_blocks(descriptor: int, blocks: list[memoryview]) -> None:
+    """All of them, each a multiple of the alignment long."""
+    for first in range(0, len(blocks), _MAX_PARTS):
+        group = blocks[first : first + _MAX_PARTS]
+        while group:
+            try:
+                written = os.writev(descriptor, group)
+            except OSError as error:
+                if error.errno == errno.EINVAL:
+                    raise DirectRefused from error
+                raise
+            if written % _ALIGNMENT:
+                raise DirectRefused  # Cut short within a block, so that no aligned write can follow.
+            _drop_written(group, written)
 
 
 def _write_buffered(descriptor: int, views: Sequence[memoryview]) -> None:
     for first in range(0, len(views), _MAX_PARTS):
         group = list(views[first : first + _MAX_PARTS])
         while group:
-            written = os.writev(descriptor, group)
-            while group and written >= group[0].nbytes:
-                written -= group.pop(0).nbytes
-            if group:
-                group[0] = group[0][written:]
+            _drop_written(group, os.writev(descriptor, group))
+
+
+def _drop_written(group: list[memoryview], written: int) -> None:
+    while group and written >= group[0].nbytes:
+        written -= group.pop(0).nbytes
+    if group:
+        group[0] = group[0][written:]

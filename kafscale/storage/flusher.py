@@ -10,39 +10,32 @@ worker's own work on a flush takes, by the last ones, is part of the interval, s
 interval and a PUT after the oldest batch; but flushes that are due by age begin an interval apart, since each costs a
 PUT. Without an interval (a local directory), when nothing is in flight, and then a moment later: as many batches as
 were just acknowledged and as wait already are likely to come together, from clients that wait for their answers, and
-share one write.
+share one write. While flushes follow each other closely they keep a least distance there: each costs the disk and the
+worker about the same.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from typing import Final
 
 import msgspec
 
 from kafscale.clock import Clock, Timer
 from kafscale.protocol.batches import BatchHeader
-from kafscale.storage.extents import LARGE_EXTENT_BYTES, Extent, checksum_of
+from kafscale.storage.extents import LARGE_EXTENT_BYTES
+from kafscale.storage.flush import Flush, lay_out
 from kafscale.storage.keys import Keys
-from kafscale.storage.log_objects import (
-    BATCHES_GROUP,
-    HEADER_BYTES,
-    LOG_START_GROUP,
-    RELEASE_GROUP,
-    GroupKind,
-    Kind,
-    encode_footer,
-)
-from kafscale.storage.partition import PartitionLog, PendingExtent
+from kafscale.storage.log_objects import Kind
+from kafscale.storage.partition import PartitionLog
 from kafscale.storage.planted import NO_BUGS, PlantedBugs
 from kafscale.storage.store import Buffer, Purpose
 from kafscale.storage.tail_cache import TailCache
 from kafscale.storage.worker_log import MAX_IN_FLIGHT, WorkerLog
 
-# Batches up to this size are copied together, so that a later fetch finds them in one piece.
-JOIN_BELOW_BYTES = 4 * 1024
-
-
+# Of a number of batches: never reached.
+_NEVER: Final = 1 << 62
 # Of the interval, at most so much is spent on a flush's own work; and so long takes a request until it is on its way.
 OWN_WORK_SHARE = 0.2
 REQUEST_SECONDS = 0.003
@@ -57,57 +50,15 @@ class FlushPolicy(msgspec.Struct, frozen=True, kw_only=True):
     flush_bytes: int
     interval_s: float | None
     gather_s: float = 0.001
+    # Without an interval: between the beginnings of two flushes, once the two before were less than twice that apart.
+    least_interval_s: float = 0.001
     max_in_flight: int = MAX_IN_FLIGHT
-    # From this size on an extent is large: left where it is by compaction. None: LARGE_EXTENT_BYTES.
-    large_extent_bytes: int | None = None
+    # From this size on an extent is large: left where it is by compaction.
+    large_extent_bytes: int = LARGE_EXTENT_BYTES
+    # Large batches lie at multiples of this (4,096 at most) in their objects: a disk may take them uncopied then.
+    alignment: int = 1
     # Bytes appended and not durable beyond which callers should hold back.
     buffered_bytes_max: int = 64 << 20
-
-
-class Flush:
-    """One data object in the making."""
-
-    __slots__ = (
-        "answers",
-        "batches",
-        "bytes",
-        "dropped",
-        "durable",
-        "extents",
-        "log_starts",
-        "number",
-        "opened_at",
-        "own_seconds",
-        "placed",
-        "releases",
-        "sequence",
-        "small_bytes",
-    )
-
-    def __init__(self, number: int, opened_at: float) -> None:
-        # Flushes become durable in the order of their numbers.
-        self.number = number
-        self.opened_at = opened_at
-        # What laying it out took.
-        self.own_seconds = 0.0
-        self.sequence = -1
-        self.durable = False
-        self.bytes = 0
-        self.batches = 0
-        self.extents: dict[PartitionLog, PendingExtent] = {}
-        self.log_starts: dict[PartitionLog, int] = {}
-        self.releases: list[tuple[int, int]] = []
-        # Where each partition's batches lie, once the object is laid out.
-        self.placed: list[tuple[PartitionLog, Extent]] = []
-        # Of `bytes`, what lies in extents that are to be compacted, once the object is laid out.
-        self.small_bytes = 0
-        # Extents that a raised log start offset made unreachable, and whose.
-        self.dropped: list[tuple[PartitionLog, Extent]] = []
-        # Called in order, with the time (monotonic seconds), once the flush is durable and committed.
-        self.answers: list[Callable[[float], None]] = []
-
-    def is_empty(self) -> bool:
-        return not (self.extents or self.log_starts or self.releases)
 
 
 class Flusher:
@@ -127,6 +78,7 @@ class Flusher:
         self._keys = keys
         self._clock = clock
         self._policy = policy
+        self._flush_bytes = policy.flush_bytes
         self._tail = tail
         self._on_flushed = on_flushed
         self._bugs = bugs
@@ -140,9 +92,12 @@ class Flusher:
         # When the last flush that was due by age began; and how long a flush's work before and after its PUT takes.
         self._begun_at = -1e9
         self._own_seconds = 0.0
+        self._submitted_before = 0.0
         self._confirmed_at = 0.0
         # Batches that are likely to come before the next write: see the head of this file.
         self._expected = 0
+        # With how many batches in the open flush `_schedule` is to look at it again.
+        self._look_at = 0
         # Bytes appended and not durable yet: what callers bound.
         self.pending_bytes = 0
 
@@ -153,21 +108,18 @@ class Flusher:
     ) -> tuple[int, Flush]:
         """Append one checked batch. Returns its base offset and the flush that will make it durable."""
         flush = self._open
-        if flush.bytes >= self._policy.flush_bytes:
+        if flush.bytes >= self._flush_bytes:
             self._full.append(flush)
             flush = self._open = self._new_flush()
-        pending = flush.extents.get(partition)
-        if pending is None:
-            if not flush.extents:
-                flush.opened_at = self._clock.monotonic()
-            pending = flush.extents[partition] = PendingExtent(partition.next_offset)
-        base_offset = partition.append(pending, batch, header, now_ms)
+        if not flush.batches:
+            flush.opened_at = self._clock.monotonic()
+        base_offset = partition.append(flush.extents, batch, header, now_ms)
         length = len(batch)
         flush.bytes += length
         flush.batches += 1
         self.pending_bytes += length
         partition.last_flush = flush
-        if self._timer is None or flush.bytes >= self._policy.flush_bytes or flush.batches == self._expected:
+        if flush.batches >= self._look_at or flush.bytes >= self._flush_bytes:
             self._schedule()
         return base_offset, flush
 
@@ -218,32 +170,37 @@ class Flusher:
     # Writing
 
     def _new_flush(self) -> Flush:
+        self._look_at = 0
         self._number += 1
         return Flush(self._number, self._clock.monotonic())
 
     def _schedule(self) -> None:
         """See to it that the open flush is written in time."""
         flush = self._open
-        if flush.bytes >= self._policy.flush_bytes or self._full:
+        now = self._clock.monotonic()
+        if flush.bytes >= self._flush_bytes or self._full:
             self._pump()
             return
         interval = self._policy.interval_s
         if interval is None and self._log.in_flight:
-            return  # the next confirmation pumps
+            self._look_at = _NEVER  # the next confirmation does
+            return
         is_gathered = interval is None and flush.batches >= self._expected
+        self._look_at = _NEVER if is_gathered or interval is not None else self._expected
         if self._timer is not None:
             if not is_gathered:
                 return
             self._timer.cancel()
-        now = self._clock.monotonic()
         if interval is not None:
             ahead = min(self._own_seconds + REQUEST_SECONDS, interval * OWN_WORK_SHARE)
-            wait = max(flush.opened_at - ahead, self._begun_at) + interval - now
+            due_at = max(flush.opened_at - ahead, self._begun_at) + interval
         else:
             # Not at once even then: what else this turn of the loop receives comes along.
-            wait = 0.0 if is_gathered else self._confirmed_at + self._policy.gather_s - now
-        wait = max(wait, 0.0)
-        self._timer = self._clock.call_later(wait, self._due)
+            due_at = now if is_gathered else self._confirmed_at + self._policy.gather_s
+            least = self._policy.least_interval_s
+            if self._submitted_at - self._submitted_before < 2 * least:
+                due_at = max(due_at, self._submitted_at + least)
+        self._timer = self._clock.call_later(max(due_at - now, 0.0), self._due)
 
     def _due(self) -> None:
         self._timer = None
@@ -281,13 +238,13 @@ class Flusher:
         self._log.submit(Kind.CHECKPOINT, build, durable, Purpose.CHECKPOINT)
 
     def _submit(self, flush: Flush) -> None:
+        self._submitted_before = self._submitted_at
         self._submitted_at = self._clock.monotonic()
         sequence = self._log.next_sequence
         key = self._keys.log(self._log.log_id, sequence)
 
         def build(header: bytes) -> Sequence[Buffer]:
-            large = self._policy.large_extent_bytes
-            return _lay_out(flush, header, key, LARGE_EXTENT_BYTES if large is None else large)
+            return lay_out(flush, header, key, self._policy.large_extent_bytes, self._policy.alignment)
 
         flush.sequence = sequence
         self._in_flight.append(flush)
@@ -312,7 +269,6 @@ class Flusher:
         self.pending_bytes -= flush.bytes
         self._tail.add([extent for _, extent in flush.placed], flush.bytes)
         now = self._confirmed_at = self._clock.monotonic()
-        self._on_flushed(flush, now - self._submitted_at)
         for answer in flush.answers:
             answer(now)
         flush.answers.clear()
@@ -321,67 +277,10 @@ class Flusher:
         for waiter, added in woken.items():
             waiter(added)
         self._expected = flush.batches + self._open.batches
+        self._on_flushed(flush, now - self._submitted_at)
         self._after_confirmation()
 
     def _after_confirmation(self) -> None:
         self._pump()
         if not self._open.is_empty():
             self._schedule()
-
-
-def _lay_out(flush: Flush, header: bytes, key: str, large_extent_bytes: int) -> list[Buffer]:
-    """The parts of the data object; notes in `flush.placed` where each partition's batches lie in it."""
-    parts: list[Buffer] = [header]
-    table = bytearray()
-    position = HEADER_BYTES
-    ordered = sorted(flush.extents.items(), key=lambda item: (item[0].topic_id, item[0].index))
-    for partition, pending in ordered:
-        views = _joined(pending)
-        table += BATCHES_GROUP.pack(
-            GroupKind.BATCHES, partition.topic_id, partition.index, partition.leader_epoch, position, pending.count
-        )
-        table += pending.rows
-        extent = Extent(
-            pending.base_offset,
-            pending.last_offset,
-            pending.max_timestamp,
-            key,
-            position,
-            pending.bytes,
-            views,
-        )
-        if pending.bytes < large_extent_bytes:
-            flush.small_bytes += pending.bytes
-            extent.batches = pending.count
-            extent.checksum = checksum_of(views)
-        flush.placed.append((partition, extent))
-        parts.extend(views)
-        position += pending.bytes
-    for partition, offset in flush.log_starts.items():
-        table += LOG_START_GROUP.pack(
-            GroupKind.LOG_START_OFFSET, partition.topic_id, partition.index, partition.leader_epoch, offset
-        )
-    for slot, epoch in flush.releases:
-        table += RELEASE_GROUP.pack(GroupKind.RELEASE, slot, epoch)
-    parts.append(table)
-    parts.append(encode_footer(position, table))
-    return parts
-
-
-def _joined(pending: PendingExtent) -> list[Buffer]:
-    """The batches' bytes with neighbouring small ones copied together."""
-    if pending.count == 1:
-        return pending.views
-    views: list[Buffer] = []
-    small: list[Buffer] = []
-    for view in pending.views:
-        if len(view) <= JOIN_BELOW_BYTES:
-            small.append(view)
-            continue
-        if small:
-            views.append(b"".join(small))
-            small = []
-        views.append(view)
-    if small:
-        views.append(b"".join(small))
-    return views

@@ -14,14 +14,17 @@ from typing import TYPE_CHECKING, Protocol
 import msgspec
 
 from kafscale.errors import Corrupt
-from kafscale.protocol.batches import BatchHeader, stamp
+from kafscale.protocol.batches import LOG_OVERHEAD, BatchHeader, stamp_whole
 from kafscale.storage.extents import Extent, extent_at
 from kafscale.storage.log_objects import BATCH_ROW
 from kafscale.storage.producers import ProducerBatch, ProducerSnapshot, ProducerTable
 from kafscale.storage.store import Buffer
 
 if TYPE_CHECKING:
-    from kafscale.storage.flusher import Flush
+    from kafscale.storage.flush import Flush
+
+
+_pack_row = BATCH_ROW.pack
 
 
 class PartitionConfig(Protocol):
@@ -55,14 +58,27 @@ class PendingExtent:
 
     __slots__ = ("base_offset", "bytes", "count", "last_offset", "max_timestamp", "rows", "views")
 
-    def __init__(self, base_offset: int) -> None:
+    def __init__(
+        self, base_offset: int, last_offset: int, max_timestamp: int, batch: Buffer, length: int, row: bytes
+    ) -> None:
         self.base_offset = base_offset
-        self.last_offset = base_offset - 1
-        self.max_timestamp = -1
-        self.bytes = 0
-        self.count = 0
-        self.views: list[Buffer] = []
-        self.rows = bytearray()
+        self.last_offset = last_offset
+        self.max_timestamp = max_timestamp
+        self.bytes = length
+        self.count = 1
+        self.views: list[Buffer] = [batch]
+        # Of BATCH_ROW, one a batch.
+        self.rows = row
+
+    def add(self, last_offset: int, max_timestamp: int, batch: Buffer, length: int, row: bytes) -> None:
+        """Put the next batch behind what is there."""
+        self.last_offset = last_offset
+        if max_timestamp > self.max_timestamp:
+            self.max_timestamp = max_timestamp
+        self.views.append(batch)
+        self.bytes += length
+        self.count += 1
+        self.rows += row
 
 
 class PartitionLog:
@@ -73,6 +89,7 @@ class PartitionLog:
         "epochs",
         "extents",
         "high_watermark",
+        "identity",
         "index",
         "last_flush",
         "leader_epoch",
@@ -92,6 +109,7 @@ class PartitionLog:
         self.topic = topic
         self.topic_id = topic_id
         self.index = index
+        self.identity = (topic_id, index)
         self.slot = slot
         self.leader_epoch = leader_epoch
         self.config = config
@@ -117,32 +135,50 @@ class PartitionLog:
             header.producer_id, header.producer_epoch, header.base_sequence, header.record_count
         )
 
-    def append(self, pending: PendingExtent, batch: bytearray | memoryview, header: BatchHeader, now_ms: int) -> int:
-        """Give the batch its offsets and put it into `pending`. Returns its base offset.
+    def append(
+        self,
+        extents: dict[PartitionLog, PendingExtent],
+        batch: bytearray | memoryview,
+        header: BatchHeader,
+        now_ms: int,
+    ) -> int:
+        """Give the batch its offsets and put it into the partition's entry in `extents`. Returns its base offset.
 
         `batch` is checked, writable, and stays as it is until it is durable and out of every cache.
         """
+        (
+            _,
+            batch_length,
+            _,
+            _,
+            _,
+            attributes,
+            delta,
+            _,
+            max_timestamp,
+            producer_id,
+            producer_epoch,
+            sequence,
+            count,
+        ) = header
         base_offset = self.next_offset
-        stamp(batch, base_offset, self.leader_epoch)
-        (_, _, _, _, _, attributes, delta, _, max_timestamp, producer_id, producer_epoch, base_sequence, count) = header
-        length = len(batch)
-        pending.rows += BATCH_ROW.pack(
-            base_offset, delta, length, max_timestamp, producer_id, producer_epoch, base_sequence, attributes
-        )
-        pending.views.append(batch)
-        pending.bytes += length
-        pending.count += 1
-        pending.last_offset = base_offset + delta
+        last_offset = base_offset + delta
+        self.next_offset = last_offset + 1
+        stamp_whole(batch, 0, base_offset, batch_length, self.leader_epoch)
+        length = batch_length + LOG_OVERHEAD
+        row = _pack_row(base_offset, delta, length, max_timestamp, producer_id, producer_epoch, sequence, attributes)
         # A batch without timestamps ages from its append, or retention would delete it at once.
         newest = max_timestamp if max_timestamp >= 0 else now_ms
-        if newest > pending.max_timestamp:
-            pending.max_timestamp = newest
-        self.next_offset = base_offset + delta + 1
+        pending = extents.get(self)
+        if pending is None:
+            extents[self] = PendingExtent(base_offset, last_offset, newest, batch, length, row)
+        else:
+            pending.add(last_offset, newest, batch, length, row)
         if producer_id >= 0:
             self.producers.add(
                 producer_id,
                 producer_epoch,
-                base_sequence,
+                sequence,
                 count,
                 base_offset,
                 max_timestamp,

@@ -21,7 +21,8 @@ import uvloop
 from kafscale.clock import SystemClock
 from kafscale.protocol.batches import build_batch, read_header
 from kafscale.storage.compaction import CompactionPolicy, Compactor
-from kafscale.storage.flusher import Flush, Flusher, FlushPolicy
+from kafscale.storage.flush import Flush
+from kafscale.storage.flusher import Flusher, FlushPolicy
 from kafscale.storage.keys import Keys
 from kafscale.storage.local import LocalStore
 from kafscale.storage.tail_cache import TailCache

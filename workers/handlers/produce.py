@@ -17,11 +17,11 @@ from kafscale.protocol.batches import (
     stamp_max_timestamp,
 )
 from kafscale.protocol.error_codes import ErrorCode
-from kafscale.protocol.produce import ProduceResult, encode_produce_response, parse_produce
+from kafscale.protocol.produce import FLEXIBLE_FROM, ProduceResult, encode_produce_response, parse_produce
 from kafscale.protocol.records import max_timestamp_record
 from kafscale.security.access import Access
 from kafscale.security.needs import WRITE_TOPIC, WRITE_TRANSACTION
-from kafscale.storage.flusher import Flush
+from kafscale.storage.flush import Flush
 from kafscale.storage.partition import PartitionLog
 from workers.caller import Caller
 from workers.connection import Pending
@@ -47,17 +47,21 @@ def handle(
     arrived = context.clock.monotonic()
     refusal = _refusal(request.access, view.acks, view.transactional_id)
     may = request.access.allows
+    # Of the topic before: the partitions of a topic stand together, and share its name.
+    allowed: str | bytes | None = None
     results: list[ProduceResult] = []
     flush: Flush | None = None
     failed = False
     for topic, index, records in view.partitions:
         partition = find(topic, index)
-        if refusal is None:
+        if topic is not allowed and refusal is None:
             name = topic if isinstance(topic, str) else _name_of(context, topic, partition)
-            if name is not None and not may(WRITE_TOPIC, name):
-                results.append((topic, index, ErrorCode.TOPIC_AUTHORIZATION_FAILED, -1, -1, -1, None, None))
-                failed = True
-                continue
+            if name is not None:
+                if not may(WRITE_TOPIC, name):
+                    results.append((topic, index, ErrorCode.TOPIC_AUTHORIZATION_FAILED, -1, -1, -1, None, None))
+                    failed = True
+                    continue
+                allowed = topic
         if partition is None or records is None or refusal is not None:
             results.append(_refused(context, request, topic, index, records, refusal))
             failed = True
@@ -97,8 +101,13 @@ def handle(
         context.metrics, version, correlation_id, pending, results, arrived, view.timeout_ms, nodes
     )
     flush.answers.append(waiting.complete)
-    if len(results) == 1 and not failed and isinstance(buffer, bytearray):
-        pending.caller.repeated_produce = RepeatedProduce.learn(context, request, view, buffer, start, end)
+    if len(results) == 1 and not failed:
+        if isinstance(buffer, bytearray):
+            pending.caller.repeated_produce = RepeatedProduce.learn(context, request, view, buffer, start, end)
+        else:
+            # Behind the records come the tags of the partition, the topic and the request; mostly there are none.
+            tags = 3 if version >= FLEXIBLE_FROM else 0
+            pending.caller.records_at = end - tags - len(view.partitions[0][2] or b"")
 
 
 def _append(

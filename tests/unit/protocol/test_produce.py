@@ -20,7 +20,12 @@ from kafscale.protocol.messages.produce import (
     TopicProduceData,
     TopicProduceResponse,
 )
-from kafscale.protocol.produce import ProduceRequestView, encode_produce_response, parse_produce
+from kafscale.protocol.produce import (
+    ProduceRequestView,
+    encode_produce_response,
+    encoder_of_one_result,
+    parse_produce,
+)
 from tests.unit.protocol.declared import messages
 from tests.unit.protocol.frames import damaged, decode, encode, few
 
@@ -165,5 +170,19 @@ def test_answer_is_what_the_compiled_codec_writes(version: int) -> None:
     def check(given_results: list[Any], correlation_id: int, throttle: int, nodes: list[Any]) -> None:
         expected = encode_response(API, version, correlation_id, message_of(version, given_results, throttle, nodes))
         assert encode_produce_response(version, correlation_id, given_results, throttle, nodes) == b"".join(expected)
+
+    check()
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_an_encoder_of_one_result_says_the_same(version: int) -> None:
+    """Whatever the topic and the numbers, the answer to one good batch is that of the general function."""
+    topic = st.binary(min_size=16, max_size=16) if version >= 13 else st.text("abc._-", min_size=1, max_size=249)
+
+    @few(40)
+    @given(topic, st.integers(0, 2**31 - 1), int32s, int64s, int64s)
+    def check(name: str | bytes, index: int, correlation_id: int, base: int, start: int) -> None:
+        expected = encode_produce_response(version, correlation_id, [(name, index, 0, base, -1, start, None, None)])
+        assert encoder_of_one_result(version, name, index)(correlation_id, base, start) == expected
 
     check()

@@ -12,7 +12,8 @@ import msgspec
 from kafscale.clock import Timer
 from kafscale.protocol.batches import build_batch, read_header
 from kafscale.storage.extents import Extent
-from kafscale.storage.flusher import Flush, Flusher, FlushPolicy
+from kafscale.storage.flush import Flush
+from kafscale.storage.flusher import Flusher, FlushPolicy
 from kafscale.storage.keys import Keys, writer_of
 from kafscale.storage.log_objects import Checkpoint, ManifestPlace, encode_small
 from kafscale.storage.manifest import encode_manifest

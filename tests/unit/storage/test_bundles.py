@@ -187,6 +187,7 @@ def test_what_a_bundle_held_before_it_was_filled_anew_never_comes_back(
     boot(monkeypatch, tmp_path, "first")
 
     async def before(store: LocalStore) -> None:
+        store._bundles._is_preparing = True  # Only here.
         for number in range(6):
             await store.put_if_absent(f"old/{number}", [bytes([number]) * 5_000], FLUSH)
         await store.delete([f"old/{number}" for number in range(6)], Purpose.SWEEP)
@@ -240,6 +241,7 @@ def test_a_reader_that_was_overtaken_says_missing(tmp_path: Path, monkeypatch: p
     """Goal: bytes that were put where the object lay, after it was deleted, are never taken for the object's."""
 
     async def scenario(store: LocalStore) -> None:
+        store._bundles._is_preparing = True  # Only here.
         await store.put_if_absent("ns/old", [b"old" * 1000], FLUSH)
         bundles = store._bundles
         own = bundles._current

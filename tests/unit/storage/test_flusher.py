@@ -250,3 +250,63 @@ def test_a_flush_says_how_much_of_it_is_to_be_compacted():
         assert [partition.extents[0].batches for partition in (small, large, together)] == [2, 0, 0]
 
     run(main())
+
+
+@UNHURRIED
+@given(sizes=st.lists(st.lists(st.sampled_from([1, 300, 5_000, 20_000]), min_size=1, max_size=5), max_size=3))
+def test_large_batches_lie_where_a_disk_takes_them_uncopied(sizes):
+    """Goal: with an alignment, whatever the mix of sizes, every extent that begins with a large batch begins at a
+    multiple of it, no large partition leaves a small extent, and all is found again: in memory, and by the table."""
+    large = 10_000
+
+    async def main() -> None:
+        store = ScriptedStore(LoopClock())
+        policy = FlushPolicy(flush_bytes=1 << 20, interval_s=None, large_extent_bytes=large, alignment=4096)
+        writer = Writer(store, policy=policy)
+        partitions = [make_partition(number) for number in range(len(sizes))]
+        wanted = []
+        for partition, batches in zip(partitions, sizes, strict=True):
+            made = [batch_of(size) for size in batches]
+            for batch in made:
+                writer.append(partition, batch)
+            wanted.append(b"".join(made))
+        await writer.clock.sleep(1)
+        for partition, data in zip(partitions, wanted, strict=True):
+            assert b"".join(bytes(view) for extent in partition.extents for view in extent.views or ()) == data
+            assert await content(store, partition) == data
+            if len(data) >= large:
+                assert all(extent.length >= large for extent in partition.extents)
+            for extent in partition.extents:
+                assert extent.views is not None
+                assert len(extent.views[0]) < large or extent.position % 4096 == 0
+        if sizes:
+            (key,) = {extent.key for partition in partitions for extent in partition.extents}
+            _, table = split_object(await store.inner.get(key, Purpose.RECOVERY), key)
+            groups = [group for group in decode_data_table(table, key) if isinstance(group, BatchGroup)]
+            found = [(group.partition, group.position, sum(row[2] for row in group.rows)) for group in groups]
+            assert found == [(p.index, e.position, e.length) for p in partitions for e in p.extents]
+
+    run(main())
+
+
+def test_flushes_that_follow_each_other_keep_their_distance():
+    """Goal: a client that sends as soon as it is answered is answered at once first, then once in the least interval;
+    after a pause it is answered at once again."""
+
+    async def main() -> None:
+        store = ScriptedStore(LoopClock())
+        store.put_seconds = lambda key: 0.0002
+        writer = Writer(store, policy=FlushPolicy(flush_bytes=1 << 20, interval_s=None, least_interval_s=0.001))
+        partition = make_partition(0)
+
+        async def took() -> float:
+            began = writer.clock.monotonic()
+            await writer.flush(partition, batch_of(1))
+            return writer.clock.monotonic() - began
+
+        await writer.clock.sleep(1)
+        assert [round(await took(), 5) for _ in range(5)] == [0.0002, 0.0002, 0.001, 0.001, 0.001]
+        await writer.clock.sleep(0.01)
+        assert round(await took(), 5) == 0.0002
+
+    run(main())

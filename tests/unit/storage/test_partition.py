@@ -75,9 +75,10 @@ def test_extents_are_found_by_offset(lengths, start, offset):
 
 def extended(partition: PartitionLog, records: int, timestamp: int = 0, size: int = 10) -> Extent:
     """Append and commit one extent."""
-    pending = PendingExtent(partition.next_offset)
+    extents: dict[PartitionLog, PendingExtent] = {}
     batch = bytearray(build_batch([(None, b"v")] * records, 0, 0, timestamp))
-    base = partition.append(pending, batch, read_header(batch), 500)
+    base = partition.append(extents, batch, read_header(batch), 500)
+    pending = extents[partition]
     assert [header.base_offset for _, header in iterate(batch)] == [base]
     assert read_header(batch).leader_epoch == partition.leader_epoch
     extent = Extent(pending.base_offset, pending.last_offset, pending.max_timestamp, "k", 0, size, pending.views)

@@ -128,7 +128,7 @@ def test_a_gap_is_not_the_end():
         owner = Owner()
         owner.store.puts[KEYS.log(owner.writer.log_id, 1)] = [Put(seconds=30)]
         await owner.writer.flush(owner.partition, batch_of(1))
-        owner.writer.flusher._policy = owner.writer.flusher._policy.__class__(flush_bytes=1, interval_s=None)
+        owner.writer.flusher._flush_bytes = 1
         for _ in range(3):
             owner.append()
         await owner.clock.sleep(0.1)

@@ -4,13 +4,14 @@ within its bound.
 
 from __future__ import annotations
 
+import ctypes
 import gc
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from workers.slabs import SlabPool
+from workers.slabs import PAGE_BYTES, SlabPool
 
 KIB = 1024
 
@@ -19,22 +20,24 @@ KIB = 1024
 @given(
     st.lists(
         st.one_of(
-            st.tuples(st.just("take"), st.integers(1, 3 * 64 * KIB)),
+            st.tuples(st.just("take"), st.integers(1, 3 * 64 * KIB), st.integers(0, 9000)),
             st.tuples(st.just("slice"), st.integers(0, 50)),
             st.tuples(st.just("drop"), st.integers(0, 50)),
         ),
         max_size=120,
     )
 )
-def test_no_two_live_regions_overlap(steps: list[tuple[str, int]]) -> None:
-    """Whatever is taken, sliced and dropped, a region's bytes stay what its holder wrote, and the bound holds."""
+def test_no_two_live_regions_overlap(steps: list[tuple[str, int] | tuple[str, int, int]]) -> None:
+    """Whatever is taken, sliced and dropped, a region's bytes stay what its holder wrote, the bound holds, and the byte
+    that is to lie at the beginning of a page does."""
     pool = SlabPool(64 * KIB, 512 * KIB)
     held: list[tuple[memoryview, int]] = []
-    for number, (step, value) in enumerate(steps):
+    for number, (step, value, *lead) in enumerate(steps):
         if step == "take":
-            region = pool.take(value)
+            region = pool.take(value, *lead)
             if region is not None:
                 assert len(region) == value
+                assert (address_of(region) + lead[0]) % PAGE_BYTES == 0
                 region[:] = bytes((number % 251,)) * value
                 held.append((region, number % 251))
             del region
@@ -49,6 +52,10 @@ def test_no_two_live_regions_overlap(steps: list[tuple[str, int]]) -> None:
         for view, mark in held:
             assert view.tobytes() == bytes((mark,)) * len(view)
         view = None
+
+
+def address_of(region: memoryview) -> int:
+    return ctypes.addressof(ctypes.c_char.from_buffer(region))
 
 
 def test_memory_is_recycled_oldest_first() -> None:

@@ -5,6 +5,7 @@ every version; nothing is stored twice, and what a client sent is stored as it c
 from __future__ import annotations
 
 import asyncio
+import ctypes
 from typing import Any
 
 import pytest
@@ -289,6 +290,26 @@ def test_batches_are_stored_as_sent(sizes: list[int], codec: int, version: int, 
             answer = await client.answer(ApiKey.PRODUCE, version)
             assert answer.responses[0].partition_responses[0].base_offset == 2 * number
         assert await stored(node) == [at(batch, 2 * number) for number, batch in enumerate(batches)]
+
+    run(main())
+
+
+@pytest.mark.parametrize("version", [3, 9, 13])
+def test_large_batches_are_received_where_a_disk_takes_them_from(version: int) -> None:
+    """From a connection's second large request on, its records begin at a page of memory and at a block of the object,
+    so that nothing need be copied; whatever else is sent in between."""
+
+    async def main() -> None:
+        node = await started()
+        topic: Any = id_of(2) if version >= 13 else "t"
+        client = node.connect()
+        for _ in range(3):
+            await produce(node, version, (topic, 0, batch_of(b"x" * 300_000)), client=client)
+            await produce(node, version, (topic, 0, batch_of(b"small")), client=client)
+        large = [extent for extent in node.partition("t").extents if extent.length > 300_000]
+        addresses = [ctypes.addressof(ctypes.c_char.from_buffer((extent.views or [])[0])) for extent in large]
+        assert [address % 4096 for address in addresses[1:]] == [0, 0]
+        assert [extent.position % 4096 for extent in large] == [0, 0, 0]
 
     run(main())
 
