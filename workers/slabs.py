@@ -133,7 +133,7 @@ class SlabPool:
 
     def _allocate(self, size: int) -> mmap.mmap:
         self.allocated_bytes += size
-        slab = mmap.mmap(-1, size)
+        slab = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         with suppress(OSError):
             slab.madvise(mmap.MADV_HUGEPAGE)
         with memoryview(slab) as view:

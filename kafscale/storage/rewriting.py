@@ -32,6 +32,7 @@ READS_AT_ONCE = 4
 # Work done before others get their turn, in units of a batch or 16 KiB: about half a millisecond.
 STEP_WORK = 400
 _WORK_SHIFT = 14
+REST_SECONDS = 0.001
 # What it takes to look at an extent that is checked as one, beside its bytes.
 _WORK_OF_WHOLE = 3
 # Handed to the pace at once: a call for every extent or batch would cost as much as a small one does.
@@ -128,17 +129,21 @@ def _join_into(joined: list[Buffer], small: list[Buffer]) -> int:
 
 
 class Pace:
-    """Gives others their turn after every so much work."""
+    """Gives others their turn after every so much work, and rests a little: a turn alone would leave the store's threads
+    to wait for the interpreter, and with them everybody whose records they write."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._work = 0
+        self._resumed_at = clock.monotonic()
 
     async def spend(self, work: int) -> None:
         self._work += work
         if self._work >= STEP_WORK:
             self._work = 0
-            await self._clock.sleep(0)
+            is_real = self._clock.monotonic() > self._resumed_at  # In a simulation work takes no time.
+            await self._clock.sleep(REST_SECONDS if is_real else 0)
+            self._resumed_at = self._clock.monotonic()
 
     async def spend_on(self, byte_count: int) -> None:
         await self.spend(1 + (byte_count >> _WORK_SHIFT))
