@@ -129,7 +129,7 @@ def _join_into(joined: list[Buffer], small: list[Buffer]) -> int:
 
 
 class Pace:
-    """Gives others their turn after every so much work, and rests a little: a turn alone would leave the store's threads
+    """Gives others their turn after every so much work, and rests a little: a turn alone leaves the store's threads
     to wait for the interpreter, and with them everybody whose records they write."""
 
     def __init__(self, clock: Clock) -> None:
