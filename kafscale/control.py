@@ -219,6 +219,12 @@ class KeysWanted(msgspec.Struct, frozen=True, tag=True):
     """To the supervisor: a client's token names a signing key that is not known; there may be newer keys."""
 
 
+class AclsInForce(msgspec.Struct, frozen=True, tag=True):
+    """To the supervisor: this worker goes by the snapshot of ACLs of this generation from now on."""
+
+    generation: int
+
+
 class Drained(msgspec.Struct, frozen=True, tag=True):
     """To the supervisor: everything received is durable and answered; the worker exits."""
 
@@ -235,7 +241,7 @@ ToWorker = (
     | CommandReply
     | PeerReleased
 )
-ToSupervisor = Pong | Serving | CommandRequest | Fenced | StoreBroken | Released | KeysWanted | Drained
+ToSupervisor = Pong | Serving | CommandRequest | Fenced | StoreBroken | Released | KeysWanted | AclsInForce | Drained
 
 _encoder = msgspec.msgpack.Encoder()
 

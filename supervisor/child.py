@@ -31,6 +31,7 @@ from kafscale.control import (
     encode_frame,
     supervisor_side_reader,
 )
+from supervisor.descriptors import DescriptorSender
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +65,13 @@ class Child(asyncio.Protocol):
     process has ended. `on_message` gets what it says, but for answers to pings.
     """
 
-    def __init__(self, process: subprocess.Popen[bytes], control: socket.socket, clock: Clock) -> None:
+    def __init__(
+        self,
+        process: subprocess.Popen[bytes],
+        control: socket.socket,
+        clock: Clock,
+        descriptors: DescriptorSender | None = None,
+    ) -> None:
         loop = asyncio.get_running_loop()
         self.pid = process.pid
         self.over: asyncio.Future[Ending] = loop.create_future()
@@ -74,6 +81,7 @@ class Child(asyncio.Protocol):
         self.drained = False
         self._process = process
         self._control = control
+        self._descriptors = descriptors
         self._clock = clock
         self._reader = supervisor_side_reader()
         self._transport: asyncio.Transport | None = None
@@ -89,25 +97,29 @@ class Child(asyncio.Protocol):
 
     @classmethod
     def launch(cls, command: Sequence[str], inherited: Sequence[int], clock: Clock) -> Child:
-        """Start `command --control-fd N` with the descriptors of `inherited` open under their own numbers.
+        """Start `command --control-fd N --descriptors-fd M` with the descriptors of `inherited` open under their own
+        numbers.
 
         Not fork: the child shares no memory with an event loop. Its process group is its own, so that a Ctrl-C at the
         terminal reaches the supervisor alone, which then drains. To be followed by `connect`. Raises OSError.
         """
         ours, theirs = socket.socketpair()
-        with theirs:
+        # A message each, so that the end of one is the end of what came with it.
+        sending, receiving = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs, receiving:
             try:
                 ours.setblocking(False)
                 process = subprocess.Popen(
-                    [*command, "--control-fd", str(theirs.fileno())],
+                    [*command, "--control-fd", str(theirs.fileno()), "--descriptors-fd", str(receiving.fileno())],
                     stdin=subprocess.DEVNULL,
-                    pass_fds=[*inherited, theirs.fileno()],
+                    pass_fds=[*inherited, theirs.fileno(), receiving.fileno()],
                     process_group=0,
                 )
             except BaseException:
                 ours.close()
+                sending.close()
                 raise
-        return cls(process, ours, clock)
+        return cls(process, ours, clock, DescriptorSender(sending))
 
     async def connect(self) -> None:
         """Make it possible to speak to the process."""
@@ -128,6 +140,11 @@ class Child(asyncio.Protocol):
             self._end(EndingKind.HUNG, "it doesn't read its control socket")
             return
         self._transport.write(encode_frame(message))
+
+    def send_descriptor(self, fd: int) -> None:
+        """Hand over an open descriptor. What was handed over before and not taken yet is forgotten."""
+        if self._descriptors is not None and not self.gone.done():
+            self._descriptors.send(fd)
 
     def kill(self) -> None:
         """End the process at once, if it hasn't ended."""
@@ -196,6 +213,8 @@ class Child(asyncio.Protocol):
         asyncio.get_running_loop().remove_reader(self._pidfd)
         os.close(self._pidfd)
         status = self._process.wait()
+        if self._descriptors is not None:
+            self._descriptors.close()
         self.gone.set_result(status)
         self._end(EndingKind.EXITED, exit_text(status))
         if self._transport is not None:

@@ -14,12 +14,14 @@ import logging
 import random
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Protocol
 
 from kafscale.clock import Clock
 from kafscale.config import Settings
 from kafscale.control import ClusterVersion, Configure, NodeAddress, Nodes, PeerReleased, Released, ToWorker
 from kafscale.coordination.assignment import NODES_PER_BROKER, broker_of, given_away
+from kafscale.coordination.cluster import ClusterState
 from kafscale.coordination.store import ClusterIdentity, CoordinationStore, EmbeddedCoordination, Member
 from kafscale.errors import KafscaleError, StoreFailed
 from kafscale.storage.cluster_log import ClusterLog
@@ -53,6 +55,38 @@ REGISTER_AGAIN_SECONDS = 2.0
 LEAVE_POLL_SECONDS = 0.05
 
 
+class AclFollower(Protocol):
+    """Who sees to it that workers go by what the cluster log says of ACLs."""
+
+    async def prepare(self, state: ClusterState) -> None:
+        """Called before the first worker is configured."""
+
+    def heard_of(self, state: ClusterState) -> None:
+        """Called with every version after that."""
+
+    async def wait_until_in_force(self, version: int) -> None:
+        """Return once the workers go by what was said of ACLs at `version`."""
+
+    def came_into_force(self, child: Child, generation: int) -> None:
+        """Called when a worker says that it goes by a snapshot."""
+
+
+class NoAcls:
+    """For a broker whose workers allow everything."""
+
+    async def prepare(self, state: ClusterState) -> None:
+        return
+
+    def heard_of(self, state: ClusterState) -> None:
+        return
+
+    async def wait_until_in_force(self, version: int) -> None:
+        return
+
+    def came_into_force(self, child: Child, generation: int) -> None:
+        return
+
+
 @dataclass(frozen=True)
 class Surroundings:
     """What the broker's process provides. `node_addresses` says where clients reach its nodes, given their numbers by
@@ -68,6 +102,7 @@ class Surroundings:
     send_hint: Callable[[str, PeerReleased], Awaitable[None]]
     fail: Callable[[BaseException], None]
     kill_hung: bool = True
+    acls: AclFollower = field(default_factory=NoAcls)
     on_keys_wanted: Callable[[], None] = lambda: None
 
 
@@ -108,7 +143,7 @@ class ControlPlane:
             self._on_version,
             lambda: coordination.is_available,
         )
-        self._requests = CommandRequests(self.controller, surroundings.fail)
+        self._requests = CommandRequests(self.controller, surroundings.fail, surroundings.acls.wait_until_in_force)
         self.posts = self._make_posts()
         ttl_seconds = coordination.ttl_seconds
         self.membership = Membership(coordination, clock, self._member, self._on_nodes, ttl_seconds)
@@ -141,6 +176,7 @@ class ControlPlane:
             on_store_broken=lambda reason: surroundings.fail(StoreFailed(reason)),
             on_released=self._on_released,
             on_keys_wanted=surroundings.on_keys_wanted,
+            on_acls_in_force=surroundings.acls.came_into_force,
         )
         return [
             Post(index, settings.broker_id * NODES_PER_BROKER + index, Restarts(self._random), duties)
@@ -164,6 +200,7 @@ class ControlPlane:
         if self._newest[0] < controller.version:
             self._newest = (controller.version, await self._cluster_log.read(controller.version) or b"")
         await self._publish()
+        await self._surroundings.acls.prepare(controller.state)
         await coordination.campaign()
         for post, child in zip(self.posts, children, strict=True):
             background.spawn_loop(post.run(child), f"post {post.index}")
@@ -241,6 +278,7 @@ class ControlPlane:
 
     def _on_version(self, version: int, payload: bytes) -> None:
         self._newest = (version, payload)
+        self._surroundings.acls.heard_of(self.controller.state)
         self.send_to_all(ClusterVersion(version, payload))
         self._background.spawn_task(self._publish(), "publish")
         self._balancer.wake()

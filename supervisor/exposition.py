@@ -16,6 +16,7 @@ from prometheus_client.registry import Collector
 import kafscale
 from kafscale.metrics import BYTES_PRODUCED, LAYOUT, STORE_BYTES, STORE_OPERATIONS, MetricsBlock, label_sets
 from kafscale.metrics import Metric as Declared
+from supervisor.acls import AclFigures
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
@@ -60,6 +61,7 @@ class SupervisorMetrics:
     security_reloads: int = 0
     security_failures: int = 0
     is_security_stale: bool = False
+    acls: AclFigures = field(default_factory=AclFigures)
 
     def worker(self, index: int) -> WorkerFigures:
         """The figures of a worker, made on first use."""
@@ -180,9 +182,37 @@ def _supervisor_families(figures: SupervisorMetrics) -> Iterator[Metric]:
         value=figures.unsettled_slots,
     )
     yield from _security_families(figures)
+    yield from _acl_families(figures.acls)
     build = GaugeMetricFamily("kafscale_build_info", "What runs here.", labels=["version", "python", "broker_id"])
     build.add_metric([kafscale.__version__, platform.python_version(), str(figures.broker_id)], 1)
     yield build
+
+
+def _acl_families(acls: AclFigures) -> Iterator[Metric]:
+    yield GaugeMetricFamily("kafscale_acl_enabled", "Whether requests are authorized.", value=float(acls.is_on))
+    yield GaugeMetricFamily("kafscale_acl_rules", "Rules in the newest snapshot of ACLs.", value=acls.rules)
+    yield GaugeMetricFamily("kafscale_acl_snapshot_bytes", "Memory that all processes share for it.", value=acls.bytes)
+    yield GaugeMetricFamily(
+        "kafscale_acl_snapshot_generation",
+        "Its number; a worker is behind while its kafscale_acl_generation is lower.",
+        value=acls.generation,
+    )
+    yield GaugeMetricFamily("kafscale_acl_compile_seconds", "How long it took to make it.", value=acls.compile_seconds)
+    yield GaugeMetricFamily(
+        "kafscale_acl_deny_all",
+        "Alarm: the ACL document can't be read, so nothing is allowed but to super users.",
+        value=float(bool(acls.denies_all)),
+    )
+    yield GaugeMetricFamily(
+        "kafscale_acl_failed_open",
+        "Alarm: the ACL document can't be read and has no say, as acl_fail_open asks for.",
+        value=float(bool(acls.failed_open)),
+    )
+    yield GaugeMetricFamily(
+        "kafscale_acl_document_problem",
+        "Alarm: the newest ACL document can't be taken over; what was in force before still is.",
+        value=float(bool(acls.problem)),
+    )
 
 
 def _security_families(figures: SupervisorMetrics) -> Iterator[Metric]:

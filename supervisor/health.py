@@ -37,8 +37,11 @@ def unhealthy_reasons(workers: Sequence[WorkerHealth], store_ok: bool) -> list[s
     ]
 
 
-def unready_reasons(workers: Sequence[WorkerHealth], store_ok: bool, draining: bool) -> list[str]:
+def unready_reasons(workers: Sequence[WorkerHealth], store_ok: bool, draining: bool, denies_all: str = "") -> list[str]:
+    """`denies_all`: why nobody is allowed anything, if so."""
     reasons = ["the broker is stopping"] if draining else []
+    if denies_all:
+        reasons.append(f"nothing is allowed, since the ACL document can't be read: {denies_all}")
     if not store_ok:
         reasons.append("the object store does not answer")
     for worker in workers:

@@ -14,7 +14,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from kafscale.clock import Clock
-from kafscale.control import CommandRequest, Configure, Drain, KeysWanted, Released, Serving, StoreBroken, ToSupervisor
+from kafscale.control import (
+    AclsInForce,
+    CommandRequest,
+    Configure,
+    Drain,
+    KeysWanted,
+    Released,
+    Serving,
+    StoreBroken,
+    ToSupervisor,
+)
 from kafscale.coordination.assignment import EndedLog, Incarnation
 from kafscale.errors import Corrupt, Retry, StoreUnavailable, StoreUnclear
 from supervisor.child import Child, Ending, EndingKind
@@ -48,6 +58,7 @@ class Duties:
     on_store_broken: Callable[[str], None]
     on_released: Callable[[Post, Released], None] = lambda post, released: None
     on_keys_wanted: Callable[[], None] = lambda: None
+    on_acls_in_force: Callable[[Child, int], None] = lambda child, generation: None
 
 
 class Post:
@@ -123,6 +134,8 @@ class Post:
                 self._duties.on_store_broken(reason)
             case Released():
                 self._duties.on_released(self, message)
+            case AclsInForce(generation):
+                self._duties.on_acls_in_force(child, generation)
             case KeysWanted():
                 self._duties.on_keys_wanted()
             case _:

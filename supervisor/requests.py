@@ -9,10 +9,17 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from kafscale.control import CommandReply, CommandRequest
-from kafscale.coordination.commands import Command, CommandResult, decode_commands, encode_results
+from kafscale.coordination.commands import (
+    Command,
+    CommandResult,
+    CreateAcls,
+    DeleteAcls,
+    decode_commands,
+    encode_results,
+)
 from kafscale.errors import Corrupt, KafscaleError, Retry, StoreFailed
 from kafscale.protocol.error_codes import ErrorCode
 from supervisor.child import Child
@@ -26,8 +33,15 @@ MAX_WAITING_PER_WORKER = 256
 class CommandRequests:
     """One broker's requests. `on_store_failed` is told when the store can no longer be trusted."""
 
-    def __init__(self, controller: Controller, on_store_failed: Callable[[StoreFailed], None]) -> None:
+    def __init__(
+        self,
+        controller: Controller,
+        on_store_failed: Callable[[StoreFailed], None],
+        until_acls_in_force: Callable[[int], Awaitable[None]] | None = None,
+    ) -> None:
+        """`until_acls_in_force` returns once what a version says of ACLs is what this broker's workers go by."""
         self._controller = controller
+        self._until_acls_in_force = until_acls_in_force
         self._on_store_failed = on_store_failed
         self._waiting: Counter[int] = Counter()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -59,6 +73,9 @@ class CommandRequests:
         version = 0
         try:
             version, results = await self._controller.submit(commands)
+            has_acls = any(isinstance(command, CreateAcls | DeleteAcls) for command in commands)
+            if has_acls and version and self._until_acls_in_force is not None:
+                await self._until_acls_in_force(version)
         except Retry as error:
             results = _refused(commands, error.code, str(error))
         except KafscaleError as error:

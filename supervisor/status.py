@@ -14,6 +14,7 @@ from kafscale.config.listeners import listeners_of
 from kafscale.coordination.assignment import unsettled_logs
 from kafscale.coordination.store import CoordinationStore, EmbeddedCoordination
 from kafscale.metrics import MetricsBlock
+from supervisor.acls import Acls
 from supervisor.broker_file import BrokerFile, ListenerEntry, WorkerEntry
 from supervisor.controller import Controller
 from supervisor.health import WorkerHealth, page, unhealthy_reasons, unready_reasons
@@ -40,6 +41,7 @@ class Status:
         draining: Callable[[], bool],
         requests: MetricsBlock,
         security: SecurityWatch,
+        acls: Acls,
     ) -> None:
         self._settings = settings
         self._clock = clock
@@ -53,6 +55,7 @@ class Status:
         self._draining = draining
         self._requests = requests
         self._security = security
+        self._acls = acls
 
     def pages(self) -> dict[str, Page]:
         return {"/metrics": self._metrics, "/healthz": self._healthz, "/readyz": self._readyz}
@@ -157,7 +160,8 @@ class Status:
         return page("healthy", unhealthy_reasons(self._workers(), self._store_ok()))
 
     def _unready(self) -> list[str]:
-        return unready_reasons(self._workers(), self._store_ok(), self._draining())
+        denies_all = self._acls.figures.denies_all
+        return unready_reasons(self._workers(), self._store_ok(), self._draining(), denies_all)
 
     def _readyz(self) -> Response:
         return page("ready", self._unready())
@@ -193,5 +197,6 @@ class Status:
             security_reloads=self._security.reload_count,
             security_failures=self._security.failure_count,
             is_security_stale=self._security.has_failed,
+            acls=self._acls.figures,
         )
         return Response(200, CONTENT_TYPE, render(self._blocks, figures))

@@ -38,6 +38,7 @@ from kafscale.storage.opening import open_proven_store
 from kafscale.storage.store import ObjectStore, Purpose
 from kafscale.storage.threads import Threads
 from supervisor import broker_file
+from supervisor.acls import Acls
 from supervisor.adoption import Adoptions
 from supervisor.background import Background
 from supervisor.control_plane import ControlPlane, Surroundings
@@ -107,6 +108,7 @@ class Supervisor:
         self._adoptions = Adoptions()
         self._files = Threads("supervisor-files", 1)
         self._security = SecurityWatch(settings, clock, self._files, self._on_security)
+        self._acls = Acls(settings, clock)
         self._background = Background(self._fail)
         self._failure: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
 
@@ -122,6 +124,7 @@ class Supervisor:
     def ask_to_reload(self) -> None:
         """Take over what can be changed while running."""
         self._security.reload()
+        self._acls.reload()
         try:
             self._reload()
         except Exception:
@@ -209,8 +212,10 @@ class Supervisor:
                 fail=self._fail,
                 kill_hung=self._kill_hung,
                 on_keys_wanted=self._security.want_keys,
+                acls=self._acls,
             ),
         )
+        self._acls.posts = control_plane.posts
         self._status = Status(
             settings,
             self._clock,
@@ -224,12 +229,14 @@ class Supervisor:
             lambda: self._draining,
             requests,
             self._security,
+            self._acls,
         )
         self._http = HttpServer(self._status.pages(), self._clock)
         await self._http.start(http_socket)
         await control_plane.start(children)
         self._background.spawn_loop(self._watch(keys), "watch")
         self._background.spawn_loop(self._security.run(), "security")
+        self._background.spawn_loop(self._acls.run(), "acls")
         if control_plane.in_cluster:
             await self._hints.start(settings.metrics_addr.host, metrics_port)
 
@@ -249,7 +256,8 @@ class Supervisor:
     def _configure(self, post: Post) -> Configure:
         assert self._listeners is not None and self._control_plane is not None
         metrics_fd = self._blocks[post.index].fd
-        assert metrics_fd is not None
+        assert metrics_fd is not None and post.child is not None
+        self._acls.hand_to(post.child)
         return Configure(
             settings=self._settings,
             worker_index=post.index,
@@ -366,6 +374,7 @@ class Supervisor:
         if self._announced:
             await self._files.call(lambda: broker_file.remove(self._root))
         await self._files.close()
+        await self._acls.close()
         for block in self._blocks.values():
             block.close()
         if self._lock is not None:

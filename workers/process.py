@@ -38,10 +38,12 @@ from kafscale.control import (
 )
 from kafscale.coordination.assignment import NODES_PER_BROKER, broker_of
 from kafscale.errors import KafscaleError
-from kafscale.metrics import MetricsBlock
+from kafscale.metrics import ACL_SNAPSHOTS_REFUSED, MetricsBlock
+from kafscale.security.snapshot import Snapshot
 from kafscale.storage.opening import open_store
 from workers.peers.outgoing import OutgoingLink
 from workers.peers.peers import Peers
+from workers.snapshots import SnapshotReceiver
 from workers.worker import Worker
 
 log = logging.getLogger(__name__)
@@ -55,18 +57,24 @@ _PR_SET_PDEATHSIG = 1
 class Process(asyncio.Protocol):
     """The control socket's protocol, and through it the whole process."""
 
-    def __init__(self) -> None:
+    def __init__(self, descriptors: socket.socket) -> None:
         self.exit_status = 1
         self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._reader = worker_side_reader()
         self._clock = SystemClock()
         self._transport: asyncio.Transport | None = None
         self._worker: Worker | None = None
+        self._metrics: MetricsBlock | None = None
         # What came with `Configure` in one read. A version of the cluster log among it is not told twice.
         self._early: list[ToWorker] = []
         self._configure: Configure | None = None
         self._servers: dict[int, asyncio.Server] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        # The newest snapshot of ACLs, and that there is one.
+        self._snapshot: Snapshot | None = None
+        self._has_snapshot = asyncio.Event()
+        self._snapshots = SnapshotReceiver(descriptors, self._on_snapshot, self._on_refused_snapshot)
+        self._snapshots.start()
 
     # The control socket
 
@@ -99,12 +107,24 @@ class Process(asyncio.Protocol):
         if self._transport is not None and not self._transport.is_closing():
             self._transport.write(encode_frame(message))
 
+    # The socket for descriptors
+
+    def _on_snapshot(self, snapshot: Snapshot) -> None:
+        self._snapshot = snapshot
+        self._has_snapshot.set()
+        if self._worker is not None:
+            self._worker.use_acls(snapshot)
+
+    def _on_refused_snapshot(self) -> None:
+        if self._metrics is not None:
+            self._metrics.cells[ACL_SNAPSHOTS_REFUSED] += 1
+
     # Life
 
     async def _start(self, configure: Configure) -> None:
         settings = configure.settings
         logs.configure(settings, "worker", worker=configure.worker_index)
-        metrics = MetricsBlock.attach(configure.metrics_fd)
+        metrics = self._metrics = MetricsBlock.attach(configure.metrics_fd)
         metrics.begin_incarnation()
         self._configure = configure
         # Ids must differ between incarnations: seeded by the operating system.
@@ -114,6 +134,8 @@ class Process(asyncio.Protocol):
         for message in self._early:
             self._worker.receive(message)
         self._early.clear()
+        if self._snapshot is not None:
+            self._worker.use_acls(self._snapshot)
         await self._worker.start(self._listen_to_all)
         gc.collect()
         gc.freeze()
@@ -121,6 +143,9 @@ class Process(asyncio.Protocol):
 
     async def _listen_to_all(self) -> None:
         assert self._configure is not None and self._worker is not None
+        if self._configure.settings.acl_enabled:
+            # Nobody could do anything yet.
+            await self._has_snapshot.wait()
         if self._worker.peers is not None and self._configure.peers is not None:
             await self._listen_to_peers(self._worker.peers, self._configure.peers)
         for sockets in self._configure.sockets:
@@ -221,10 +246,11 @@ def die_with_parent() -> None:
         return
 
 
-async def _main(control_fd: int) -> int:
+async def _main(control_fd: int, descriptors_fd: int) -> int:
     control = socket.socket(fileno=control_fd)
     control.setblocking(False)
-    transport, process = await asyncio.get_running_loop().create_connection(Process, sock=control)
+    descriptors = socket.socket(fileno=descriptors_fd)
+    transport, process = await asyncio.get_running_loop().create_connection(lambda: Process(descriptors), sock=control)
     await process.over
     # What was sent last (Drained, Fenced) goes out before the socket closes.
     transport.close()
@@ -234,11 +260,12 @@ async def _main(control_fd: int) -> int:
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="workers", description="A Kafscale worker; started by `kafscale serve`.")
     parser.add_argument("--control-fd", type=int, required=True)
-    control_fd = parser.parse_args(arguments).control_fd
+    parser.add_argument("--descriptors-fd", type=int, required=True)
+    given = parser.parse_args(arguments)
     die_with_parent()
     # A person's Ctrl-C goes to the whole group; the supervisor decides what becomes of it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    status = uvloop.run(_main(control_fd))
+    status = uvloop.run(_main(given.control_fd, given.descriptors_fd))
     # Threads that write may still hang on a dead disk: nothing that matters is left to do.
     sys.stderr.flush()
     os._exit(status)

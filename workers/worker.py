@@ -18,6 +18,7 @@ from kafscale.clock import Clock
 from kafscale.config import Settings
 from kafscale.config.listeners import listeners_of
 from kafscale.control import (
+    AclsInForce,
     ClusterVersion,
     CommandReply,
     Configure,
@@ -36,6 +37,7 @@ from kafscale.coordination.cluster import apply, decode_state, decode_version_wi
 from kafscale.errors import Corrupt
 from kafscale.errors import Fenced as FencedError
 from kafscale.metrics import (
+    ACL_GENERATION,
     BATCHES_PRODUCED,
     BYTES_PRODUCED,
     FENCED,
@@ -48,6 +50,7 @@ from kafscale.metrics import (
     MetricsBlock,
 )
 from kafscale.security.cluster_secret import ClusterSecret
+from kafscale.security.snapshot import Snapshot
 from kafscale.storage.compaction import CompactionPolicy, Compactor
 from kafscale.storage.compaction_plan import BUCKET_SIZES, Sizes
 from kafscale.storage.extents import LARGE_EXTENT_BYTES
@@ -245,6 +248,12 @@ class Worker:
                 pass
             case _:
                 raise ValueError(f"a worker was sent {type(message).__name__}, which is not for it")
+
+    def use_acls(self, snapshot: Snapshot) -> None:
+        """From now on decide by these rules, for open connections too."""
+        self.authority.replace(snapshot)
+        self._metrics.cells[ACL_GENERATION] = snapshot.generation
+        self._send(AclsInForce(snapshot.generation))
 
     def _follow(self, payload: bytes) -> None:
         state = apply(self.cluster.state, decode_version_without_acls(payload))

@@ -168,6 +168,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--mode", default="well")
     parser.add_argument("--control-fd", type=int, required=True)
+    parser.add_argument("--descriptors-fd", type=int)
     given = parser.parse_args()
     mode = given.mode
     if mode.startswith("file:"):

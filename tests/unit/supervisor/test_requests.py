@@ -7,8 +7,16 @@ import asyncio
 import pytest
 
 from kafscale.control import CommandReply, CommandRequest
-from kafscale.coordination.commands import CommandResult, CreateTopic, decode_results, encode_commands
+from kafscale.coordination.commands import (
+    CommandResult,
+    CreateAcls,
+    CreateTopic,
+    DeleteAcls,
+    decode_results,
+    encode_commands,
+)
 from kafscale.errors import KafscaleError, Retry, StoreFailed, StoreUnavailable, StoreUnclear
+from kafscale.protocol.acls import AclFilter
 from kafscale.protocol.error_codes import ErrorCode
 from supervisor import requests
 from supervisor.requests import CommandRequests
@@ -79,6 +87,31 @@ def test_whatever_happens_each_command_gets_a_result(outcome, code) -> None:
         (reply,) = await settled(child, 1)
         assert (reply.request_id, codes(reply), reply.version) == (9, [code] * 3, 0 if outcome else 5)
         assert bool(failures) == isinstance(outcome, StoreFailed)
+
+    asyncio.run(scenario())
+
+
+def test_a_change_of_acls_is_answered_when_it_is_in_force() -> None:
+    """Other changes don't wait for that."""
+
+    async def scenario() -> None:
+        controller, child = Controller(), Child()
+        controller.gate.set()
+        asked: list[int] = []
+        in_force = asyncio.Event()
+
+        async def until_in_force(version: int) -> None:
+            asked.append(version)
+            await in_force.wait()
+
+        desk = CommandRequests(controller, lambda error: None, until_in_force)
+        for number, command in enumerate((CreateAcls(bindings=[]), DeleteAcls(filter=AclFilter()))):
+            desk.accept(child, CommandRequest(number, encode_commands([command])))
+        desk.accept(child, request(9))
+        assert [reply.request_id for reply in await settled(child, 1)] == [9]
+        assert asked == [5, 5]
+        in_force.set()
+        assert [reply.request_id for reply in await settled(child, 3)] == [9, 0, 1]
 
     asyncio.run(scenario())
 
