@@ -212,6 +212,9 @@ FENCED = _declare.counter("kafscale_fenced_total", "Times a worker met another's
 SLOTS_OWNED = _declare.gauge("kafscale_slots_owned", "Slots loaded and served.")
 PARTITIONS_OWNED = _declare.gauge("kafscale_partitions_owned", "Partitions loaded and served.")
 SLOTS_TAKEN_OVER = _declare.counter("kafscale_slots_taken_over_total", "Slots loaded from an earlier owner's log.")
+SLOTS_RELEASED = _declare.counter(
+    "kafscale_slots_released_total", "Slots given up to another worker while this one lives."
+)
 
 # The object store and what is kept from it.
 STORE_OPERATIONS = _declare.counter(

@@ -20,7 +20,7 @@ from typing import Protocol
 from kafscale.clock import Clock
 from kafscale.config import Settings
 from kafscale.control import ClusterVersion, Configure, NodeAddress, Nodes, PeerReleased, Released, ToWorker
-from kafscale.coordination.assignment import NODES_PER_BROKER, broker_of, given_away
+from kafscale.coordination.assignment import NODES_PER_BROKER, broker_of
 from kafscale.coordination.cluster import ClusterState
 from kafscale.coordination.store import ClusterIdentity, CoordinationStore, EmbeddedCoordination, Member
 from kafscale.errors import KafscaleError, StoreFailed
@@ -241,6 +241,8 @@ class ControlPlane:
 
     def on_hint(self, hint: PeerReleased) -> None:
         """Another broker's supervisor, or one of our own workers, says that slots were released."""
+        if not self.controller.version:
+            return
         posts = {post.log_id: post for post in self.posts}
         for log_id, part in awaited(self.controller.state, hint, list(posts)).items():
             child = posts[log_id].child
@@ -282,14 +284,6 @@ class ControlPlane:
         self.send_to_all(ClusterVersion(version, payload))
         self._background.spawn_task(self._publish(), "publish")
         self._balancer.wake()
-        self._give_up_logs()
-
-    def _give_up_logs(self) -> None:
-        """End the lives of workers that others wait for. Others than a life's own slots are not touched by it, and
-        those are back within the time that a replacement takes."""
-        for post in self.posts:
-            if post.child is not None and given_away(self.controller.state, post.log_id):
-                post.end_life()
 
     async def _publish(self) -> None:
         """Bring coordination up to the newest version. What fails is done again when coordination has news."""
@@ -333,7 +327,6 @@ class ControlPlane:
 
     def _on_post_change(self, post: Post) -> None:
         self.membership.changed()
-        self._give_up_logs()
         self._surroundings.on_post_change(post)
 
     # Now and then

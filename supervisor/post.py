@@ -18,7 +18,6 @@ from kafscale.control import (
     AclsInForce,
     CommandRequest,
     Configure,
-    Drain,
     KeysWanted,
     Released,
     Serving,
@@ -76,8 +75,6 @@ class Post:
         self.trouble = "is starting"
         self.restart_count = 0
         self.hung_count = 0
-        # Whether the present incarnation was asked to finish.
-        self._is_ending = False
         self._restarts = restarts
         self._duties = duties
 
@@ -100,21 +97,6 @@ class Post:
             child.configure(self._duties.configure(self), self._duties.hang_seconds)
             ending = await asyncio.shield(child.over)
             child = await self._replace(child, ending)
-
-    def end_life(self) -> None:
-        """Have the present incarnation finish, so that its log ends and what was given away can be loaded elsewhere.
-
-        The worker answers what it has received, seals its log and exits; its next life goes on with what is still its
-        own. One that does not serve yet has acknowledged nothing and is simply ended.
-        """
-        if self.child is None or self._is_ending:
-            return
-        self._is_ending = True
-        log.info("slots were given to others: the worker's log is ended", extra={"index": self.index})
-        if self.serving:
-            self.child.send(Drain())
-        else:
-            self.child.kill()
 
     def _heard(self, child: Child, message: ToSupervisor) -> None:
         if child is not self.child:
@@ -144,8 +126,7 @@ class Post:
     async def _replace(self, child: Child, ending: Ending) -> Child:
         duties = self._duties
         now = duties.clock.monotonic()
-        # What was asked to end says nothing about its health.
-        wait = 0.0 if self._is_ending else self._restarts.died(now, served=self.serving)
+        wait = self._restarts.died(now, served=self.serving)
         self._note_ending(child, ending, now)
         ended = asyncio.create_task(self._end_log(self.log_id, f"worker {self.index} {ending.kind}: {ending.detail}"))
         try:
@@ -166,14 +147,12 @@ class Post:
         self.trouble = f"is being replaced ({ending.kind}: {ending.detail})"
         if self.down_since is None:
             self.down_since = now
-        self.restart_count += not self._is_ending
+        self.restart_count += 1
         self.hung_count += ending.kind == EndingKind.HUNG
-        log.log(
-            logging.INFO if self._is_ending else logging.WARNING,
+        log.warning(
             "worker is replaced",
             extra={"index": self.index, "pid": child.pid, "ending": ending.kind.value, "cause": ending.detail},
         )
-        self._is_ending = False
         self._duties.on_change(self)
 
     async def _stop_process(self, child: Child, ending: Ending, ended: asyncio.Task[EndedLog]) -> None:

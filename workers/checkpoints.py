@@ -2,16 +2,17 @@
 
 Owns the counters since the last checkpoint and the list of objects to give up. A checkpoint is due by bytes, objects
 and time, never when nothing changed. First one object with the manifests of the slots that changed, then the checkpoint
-in the log, which names the manifests of all. What must always hold: a manifest describes at least everything below the
-covered sequence and nothing that is not durable; objects are deleted only when a counting checkpoint listed them as
-given up and a later checkpoint counts too (see `storage/takeover.py` on why).
+in the log, which names the manifests of all, and what was released. What must always hold: a manifest describes at
+least everything below the covered sequence and nothing that is not durable; objects are deleted only when a counting
+checkpoint listed them as given up and a later checkpoint counts too (see `storage/takeover.py` on why); a slot is
+released only when everything that was appended for it is durable and in its manifest.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from kafscale.clock import Clock
 from kafscale.config import Settings
@@ -62,8 +63,9 @@ class Checkpointer:
         self._covered = 0
         self._written_at = clock.monotonic()
         self._bytes_since = 0
-        # Given up in the last checkpoint: deleted once the next one counts.
+        # Given up in the last checkpoint: doomed once the next one counts.
         self._given_up: list[str] = []
+        self._doomed: list[str] = []
         # Objects of our log that no extent refers to; and such as lay above the covered sequence the last time.
         self._stateless: list[str] = []
         self._held_back: list[str] = []
@@ -88,8 +90,9 @@ class Checkpointer:
             or self._clock.monotonic() - self._written_at >= self._settings.checkpoint_interval_ms / 1000
         )
 
-    async def write(self, loaded: Iterable[OwnedSlot] = ()) -> None:
-        """Write a checkpoint of all owned slots and of `loaded` ones; durable and counting on return."""
+    async def write(self, loaded: Iterable[OwnedSlot] = (), releasing: Mapping[int, int] | None = None) -> int:
+        """Write a checkpoint of all owned slots and of `loaded` ones; durable and counting on return. It says that the
+        slots of `releasing` (slot → epoch) are released. Returns its sequence number."""
         async with self._writing:
             entries = [*self._ownership.slots.values(), *loaded]
             covered = self._log.counted
@@ -101,11 +104,15 @@ class Checkpointer:
             except BaseException:
                 self._ownership.references.unreferenced += unreferenced
                 raise
+            replaced += self._replaced(place.key for place in self._ownership.forget_released())
             given_up = self._give_up(unreferenced, replaced, covered)
+            released = self._ownership.released
+            places = {slot: entry.place for slot, entry in released.items() if entry.place is not None}
             checkpoint = Checkpoint(
                 covered=covered,
-                slots={entry.slot: _place(entry) for entry in entries},
+                slots=places | {entry.slot: _place(entry) for entry in entries},
                 given_up=given_up,
+                released={slot: entry.epoch for slot, entry in released.items()} | dict(releasing or {}),
             )
             if self._bugs.deleted_before_counting:
                 await self._delete(given_up)
@@ -119,8 +126,9 @@ class Checkpointer:
             self._covered = covered
             self._written_at = self._clock.monotonic()
             self._note_stateless(sequence)
-            await self._delete(self._given_up)
+            self._doomed += self._given_up
             self._given_up = given_up
+            return sequence
 
     async def _append(self, checkpoint: Checkpoint) -> int:
         durable: asyncio.Future[int] = asyncio.get_running_loop().create_future()
@@ -166,13 +174,17 @@ class Checkpointer:
             for entry, start, length in placed:
                 entry.place = ManifestPlace(entry.epoch, key, start, length)
             self._manifest_objects[key] = len(placed)
+        return self._replaced(before)
+
+    def _replaced(self, keys: Iterable[str]) -> list[str]:
+        """A slot's manifest in each of these is needed no more; returns the objects that no slot needs any more."""
         replaced = []
-        for old in before:
-            if old in self._manifest_objects:
-                self._manifest_objects[old] -= 1
-                if self._manifest_objects[old] == 0:
-                    del self._manifest_objects[old]
-                    replaced.append(old)
+        for key in keys:
+            if key in self._manifest_objects:
+                self._manifest_objects[key] -= 1
+                if self._manifest_objects[key] == 0:
+                    del self._manifest_objects[key]
+                    replaced.append(key)
         return replaced
 
     async def _put(self, pieces: list[Buffer]) -> str:
@@ -200,6 +212,11 @@ class Checkpointer:
             else:
                 given_up.append(key)
         return given_up
+
+    async def delete_doomed(self) -> None:
+        """Delete what may go by now."""
+        doomed, self._doomed = self._doomed, []
+        await self._delete(doomed)
 
     async def _delete(self, keys: list[str]) -> None:
         for start in range(0, len(keys), DELETE_BATCH):

@@ -73,6 +73,8 @@ class Groups:
         self._random = random_source
         self._loaded: dict[int, _Coordinated] = {}
         self._serving: dict[int, _Coordinated] = {}
+        # Given to another worker, and what their last manifest takes from here.
+        self._closed: dict[int, _Coordinated] = {}
 
     # Requests
 
@@ -201,8 +203,28 @@ class Groups:
         """The state to put into the slot's manifest; None if the partition coordinates nothing."""
         if partition.topic != OFFSETS_TOPIC:
             return None
-        coordinated = self._serving.get(partition.index) or self._loaded.get(partition.index)
-        return None if coordinated is None else coordinated.shard.snapshot()
+        for shards in (self._serving, self._loaded, self._closed):
+            coordinated = shards.get(partition.index)
+            if coordinated is not None and coordinated.partition is partition:
+                return coordinated.shard.snapshot()
+        return None
+
+    def close(self, partition: PartitionLog) -> None:
+        """Coordinate the partition's groups no more: another worker will. Everyone who waits is sent there."""
+        if partition.topic != OFFSETS_TOPIC:
+            return
+        coordinated = self._serving.pop(partition.index, None)
+        if coordinated is not None:
+            self._take(coordinated, coordinated.shard.deactivate(*self._now()))
+        else:
+            coordinated = self._loaded.pop(partition.index, None)
+        if coordinated is not None:
+            self._closed[partition.index] = coordinated
+
+    def forget(self, partition: PartitionLog) -> None:
+        """The partition was released."""
+        if partition.topic == OFFSETS_TOPIC:
+            self._closed.pop(partition.index, None)
 
     def topic_deleted(self, topic: Topic) -> None:
         """Forget the offsets committed for a topic that is gone."""

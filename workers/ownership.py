@@ -1,16 +1,23 @@
 """What this worker owns: its slots, their partitions, and the objects these refer to.
 
 Owns the table of partitions that are served here right now. What must always hold: a partition is in it only between
-the load of its slot (from ended logs, then a checkpoint of its own) and the end of this incarnation; it agrees with
-the cluster state that was applied last; an object of ours that no partition refers to any more is known, so that a
-checkpoint can give it up. It reads the store only while loading.
+the load of its slot (from logs that are done with it, then a checkpoint of its own) and the moment when the cluster
+gives the slot to another, or this incarnation ends; it agrees with the cluster state that was applied last; an object
+of ours that no partition refers to any more is known, so that a checkpoint can give it up. It reads the store only
+while loading.
+
+A slot's way: *wanted* (the cluster assigns it to this log), *loading*, owned and *open* (served), owned and *closed*
+(given to another: nothing is appended, what was appended becomes durable), *released* (a counting checkpoint says so).
+What is given away before it is being loaded is released at once, and never loaded.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Protocol
+
+import msgspec
 
 from kafscale.clock import Clock
 from kafscale.config import Settings
@@ -18,6 +25,7 @@ from kafscale.coordination.cluster import OFFSETS_TOPIC, ClusterState, Topic, sl
 from kafscale.coordination.topic_configs import effective
 from kafscale.errors import Invalid
 from kafscale.protocol.error_codes import ErrorCode
+from kafscale.storage.earlier_logs import Earlier, EarlierLogs
 from kafscale.storage.extents import Extent
 from kafscale.storage.flush import Flush
 from kafscale.storage.flusher import Flusher
@@ -26,9 +34,8 @@ from kafscale.storage.log_objects import ManifestPlace
 from kafscale.storage.manifest import GroupSnapshot, SlotManifest, restore_partition
 from kafscale.storage.partition import PartitionLog, check_dense
 from kafscale.storage.planted import NO_BUGS, PlantedBugs
-from kafscale.storage.recovery import Earlier, LoadedSlot, Replayed, apply_replay, load_slots
+from kafscale.storage.recovery import LoadedSlot, Replayed, apply_replay, load_slots
 from kafscale.storage.store import ObjectStore
-from kafscale.storage.takeover import LogReader
 from workers.context import ClusterView
 
 PartitionId = tuple[bytes, int]
@@ -50,6 +57,14 @@ class GroupState(Protocol):
 
     def snapshot(self, partition: PartitionLog) -> bytes | None:
         """The state to put into the slot's manifest; None if the partition coordinates nothing."""
+        ...
+
+    def close(self, partition: PartitionLog) -> None:
+        """Coordinate no more, and keep what a snapshot needs."""
+        ...
+
+    def forget(self, partition: PartitionLog) -> None:
+        """A closed partition was released."""
         ...
 
     def topic_deleted(self, topic: Topic) -> None: ...
@@ -90,16 +105,26 @@ class References:
 
 
 class OwnedSlot:
-    """A slot this worker owns. `place` is where its newest manifest lies; `is_dirty`: it has changed since."""
+    """A slot this worker owns. `place` is where its newest manifest lies; `is_dirty`: it has changed since; `is_open`:
+    it was not given to another."""
 
-    __slots__ = ("epoch", "is_dirty", "partitions", "place", "slot")
+    __slots__ = ("epoch", "is_dirty", "is_open", "partitions", "place", "slot")
 
     def __init__(self, slot: int, epoch: int, place: ManifestPlace | None) -> None:
         self.slot = slot
         self.epoch = epoch
         self.place = place
         self.is_dirty = False
+        self.is_open = True
         self.partitions: dict[PartitionId, PartitionLog] = {}
+
+
+class ReleasedSlot(msgspec.Struct, frozen=True):
+    """A slot that this log has released as assigned at `epoch` and before. `place` is where its last manifest of ours
+    lies; None if it was never loaded."""
+
+    epoch: int
+    place: ManifestPlace | None
 
 
 class Ownership:
@@ -109,7 +134,7 @@ class Ownership:
         self,
         settings: Settings,
         store: ObjectStore,
-        reader: LogReader,
+        earlier: EarlierLogs,
         clock: Clock,
         cluster: ClusterView,
         log_id: str,
@@ -118,6 +143,8 @@ class Ownership:
         bugs: PlantedBugs = NO_BUGS,
     ) -> None:
         self.slots: dict[int, OwnedSlot] = {}
+        # What our checkpoints must go on naming: others' lists may lead to it.
+        self.released: dict[int, ReleasedSlot] = {}
         # Rises whenever a partition comes, goes or gets other settings: what was looked up before holds no more.
         self.generation = 0
         self.references = References(log_id)
@@ -129,7 +156,7 @@ class Ownership:
         self._followed: dict[str, Topic] = {}
         self._settings = settings
         self._store = store
-        self._reader = reader
+        self._earlier = earlier
         self._clock = clock
         self._cluster = cluster
         self._log_id = log_id
@@ -144,22 +171,23 @@ class Ownership:
         return self._found.get((topic, index))
 
     def partitions(self) -> Iterable[PartitionLog]:
-        return self._partitions.values()
+        """Those served here."""
+        return (partition for partition in self._partitions.values() if partition.is_open)
 
     def __len__(self) -> int:
-        """Partitions served here."""
+        """Partitions owned here."""
         return len(self._partitions)
 
     def may_expire(self, partition: PartitionLog) -> bool:
         """Whether retention may take records: of `__consumer_offsets` only what a manifest's group state contains."""
         return partition.topic != OFFSETS_TOPIC or not self.slots[partition.slot].is_dirty
 
-    def is_loading(self, topic_id: bytes, index: int) -> bool:
-        """Whether the partition is assigned to this worker and not yet served."""
-        return slot_of(topic_id, index, self._cluster.state.slot_count) in self._loading
+    def serves(self, partition: PartitionLog) -> bool:
+        """Whether it is this very partition that is served here, not one that was deleted or given away meanwhile."""
+        return partition.is_open and self._owns(partition)
 
-    def owns(self, partition: PartitionLog) -> bool:
-        """Whether it is this very partition that is served here, not one that was deleted meanwhile."""
+    def _owns(self, partition: PartitionLog) -> bool:
+        """Whether the slot's next manifest of ours will describe it."""
         return self._partitions.get(partition.identity) is partition
 
     def changed(self, partition: PartitionLog) -> None:
@@ -168,25 +196,34 @@ class Ownership:
 
     # Loading
 
-    async def load(self) -> list[OwnedSlot]:
-        """Take over every slot that the cluster state assigns to this log and that is not owned yet.
+    def wanted(self) -> dict[int, list[Earlier]]:
+        """The slots that the cluster assigns to this log and that are not loaded yet, and their earlier assignments."""
+        first = -2 if self._bugs.last_log_alone else 0
+        return {
+            slot: [Earlier(entry.epoch, entry.log_id) for entry in assignments[first:-1]]
+            for slot, assignments in enumerate(self._cluster.state.slots)
+            if assignments
+            and assignments[-1].log_id == self._log_id
+            and slot not in self.slots
+            and slot not in self._loading
+        }
+
+    async def load(self, is_waiting: bool) -> list[OwnedSlot]:
+        """Load wanted slots whose earlier owners are done with them; where there are none, wait for some (or, where not
+        `is_waiting`, load nothing).
 
         They are complete when this returns, but served only after `serve`, which waits for the first checkpoint. Raises
         Corrupt where the store does not hold what it must.
         """
+        lists, ends = await self._earlier.ready(self.wanted, is_waiting)
         state = self._cluster.state
-        earlier: dict[int, list[Earlier]] = {}
-        epochs: dict[int, int] = {}
-        for slot, assignments in enumerate(state.slots):
-            if assignments and assignments[-1].log_id == self._log_id and slot not in self.slots:
-                earlier[slot] = [Earlier(entry.epoch, entry.log_id) for entry in assignments[:-1]]
-                epochs[slot] = assignments[-1].epoch
-        self._loading.update(earlier)
+        epochs = {slot: state.slots[slot][-1].epoch for slot in lists}
+        self._loading.update(lists)
         loaded = await load_slots(
             self._store,
-            self._reader,
             self._clock,
-            earlier,
+            lists,
+            ends,
             lambda topic_id, index: slot_of(topic_id, index, state.slot_count),
             self._bugs,
         )
@@ -199,10 +236,12 @@ class Ownership:
         return owned
 
     def serve(self, owned: Iterable[OwnedSlot]) -> None:
-        """From now on these slots are served: a checkpoint of ours names them."""
+        """From now on these slots are served, but for such as were given away meanwhile: a checkpoint of ours names
+        them."""
         for entry in owned:
             self.slots[entry.slot] = entry
             self._loading.discard(entry.slot)
+            entry.is_open = self._is_ours(entry)
             for partition in entry.partitions.values():
                 self._add(partition)
         self._followed = {}
@@ -251,7 +290,11 @@ class Ownership:
     # Following the cluster
 
     def apply_state(self, state: ClusterState) -> None:
-        """Follow the catalogue: new topics and partitions appear, deleted ones go, settings take effect."""
+        """Follow the cluster: slots that were given away are closed; new topics and partitions appear, deleted ones go,
+        settings take effect."""
+        for entry in self.slots.values():
+            if entry.is_open and not self._is_ours(entry):
+                self._close(entry)
         for name, topic in self._followed.items():
             new = state.topics.get(name)
             if new is None or new.topic_id != topic.topic_id:
@@ -272,12 +315,16 @@ class Ownership:
                 partition.config = config
                 continue
             entry = self.slots.get(slot_of(topic.topic_id, index, slot_count))
-            if entry is not None:
+            if entry is not None and entry.is_open:
                 self._add(self._create(topic, index, entry))
 
     def _add(self, partition: PartitionLog) -> None:
         self.generation += 1
         self._partitions[partition.topic_id, partition.index] = partition
+        if not self.slots[partition.slot].is_open:
+            partition.is_open = False
+            self._groups.close(partition)
+            return
         self._found[partition.topic_id, partition.index] = partition
         self._found[partition.topic, partition.index] = partition
         self._groups.serve(partition)
@@ -291,16 +338,76 @@ class Ownership:
         partition = self._partitions.pop(identity, None)
         if partition is None:
             return
-        self.generation += 1
-        del self._found[identity]
-        if self._found.get((partition.topic, partition.index)) is partition:
-            del self._found[partition.topic, partition.index]
+        self._find_no_more(partition)
         entry = self.slots[partition.slot]
         del entry.partitions[identity]
         entry.is_dirty = True
         self.references.drop(partition.extents)
+
+    def _find_no_more(self, partition: PartitionLog) -> None:
+        self.generation += 1
+        for key in (partition.topic_id, partition.topic):
+            if self._found.get((key, partition.index)) is partition:
+                del self._found[key, partition.index]
         for waiter in list(partition.waiters):
             waiter(WAKE_ALL)
+
+    # Giving up
+
+    def _is_ours(self, entry: OwnedSlot) -> bool:
+        """Whether the cluster still assigns the slot as it is owned."""
+        assignments = self._cluster.state.slots[entry.slot]
+        return bool(assignments) and (assignments[-1].epoch, assignments[-1].log_id) == (entry.epoch, self._log_id)
+
+    def _close(self, entry: OwnedSlot) -> None:
+        """Serve the slot no more. What was appended becomes durable, and may be told to be."""
+        entry.is_open = False
+        for partition in entry.partitions.values():
+            partition.is_open = False
+            self._groups.close(partition)
+            self._find_no_more(partition)
+
+    def to_release(self) -> dict[int, int]:
+        """Slot → epoch of what was assigned to this log, was given to others, and is not released yet. What is being
+        loaded must first be named by a checkpoint."""
+        found: dict[int, int] = {}
+        for slot, assignments in enumerate(self._cluster.state.slots):
+            for entry in assignments[:-1]:
+                if entry.log_id == self._log_id and slot not in self._loading:
+                    found[slot] = entry.epoch
+        return {
+            slot: epoch
+            for slot, epoch in found.items()
+            if slot not in self.released or self.released[slot].epoch < epoch
+        }
+
+    def released_at(self, epochs: Mapping[int, int]) -> None:
+        """These slots (slot → epoch) are released: a counting checkpoint says so. Their objects stay referred to for as
+        long as this incarnation lives, since the new owners' manifests name them."""
+        for slot, epoch in epochs.items():
+            entry = self.slots.get(slot)
+            if entry is None or entry.epoch > epoch:
+                before = self.released.get(slot)
+                self.released[slot] = ReleasedSlot(epoch, before.place if before is not None else None)
+                continue
+            del self.slots[slot]
+            self.released[slot] = ReleasedSlot(epoch, entry.place)
+            for identity, partition in entry.partitions.items():
+                del self._partitions[identity]
+                self._groups.forget(partition)
+
+    def forget_released(self) -> list[ManifestPlace]:
+        """Forget the released slots whose lists lead to this log no more; returns where their manifests lie."""
+        gone = [
+            slot
+            for slot, released in self.released.items()
+            if not any(
+                entry.log_id == self._log_id and entry.epoch <= released.epoch
+                for entry in self._cluster.state.slots[slot]
+            )
+        ]
+        places = [self.released.pop(slot).place for slot in gone]
+        return [place for place in places if place is not None]
 
     # Durability
 
@@ -320,9 +427,10 @@ class Ownership:
         for slot in slots:
             self.slots[slot].is_dirty = True
         for partition in flush.log_starts:
-            self.changed(partition)
+            if self._owns(partition):
+                self.changed(partition)
         # What a topic that was deleted meanwhile referred to has been dropped with it.
-        self.references.drop(extent for partition, extent in flush.dropped if self.owns(partition))
+        self.references.drop(extent for partition, extent in flush.dropped if self._owns(partition))
 
     async def delete_records(self, partition: PartitionLog, before_offset: int) -> int:
         """Raise the log start offset to `before_offset` (-1: the high watermark), durably; returns the new one.

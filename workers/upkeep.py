@@ -121,6 +121,7 @@ class Upkeep:
     async def _write_checkpoint(self) -> None:
         try:
             await self._checkpointer.write()
+            await self._checkpointer.delete_doomed()
         except Fenced:
             return
         except StoreError as error:

@@ -1,9 +1,11 @@
 """A worker: the composition root of the data plane, and its life from `Configure` to its end.
 
 Builds every owner and wires them; owns nothing of its own but their order. A worker starts by taking over the slots
-assigned to its log (load, own checkpoint, serve), follows the cluster log, and ends in one of three ways: drained (all
-that was received is durable and answered, and its log sealed by itself), fenced (someone else ended its log), or lost
-(its supervisor is gone). It knows no process and no listening socket (`workers/process.py`): a simulation can run many.
+assigned to its log (load, own checkpoint, serve) and follows the cluster log: what it is given it takes over once the
+earlier owner is done with it, what is given to others it releases (close, flush, checkpoint). It ends in one of three
+ways: drained (all that was received is durable and answered, and its log sealed by itself), fenced (someone else ended
+its log), or lost (its supervisor is gone). It knows no process and no listening socket (`workers/process.py`): a
+simulation can run many.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from kafscale.control import (
     Drained,
     Fenced,
     Nodes,
+    PeerReleased,
     Ping,
     Pong,
     Security,
@@ -46,13 +49,13 @@ from kafscale.metrics import (
     FLUSH_PARTITIONS,
     FLUSHES,
     RECORDS_PRODUCED,
-    SLOTS_TAKEN_OVER,
     MetricsBlock,
 )
 from kafscale.security.cluster_secret import ClusterSecret
 from kafscale.security.snapshot import Snapshot
 from kafscale.storage.compaction import CompactionPolicy, Compactor
 from kafscale.storage.compaction_plan import BUCKET_SIZES, Sizes
+from kafscale.storage.earlier_logs import EarlierLogs
 from kafscale.storage.extents import LARGE_EXTENT_BYTES
 from kafscale.storage.flush import Flush
 from kafscale.storage.flusher import Flusher, FlushPolicy
@@ -63,7 +66,6 @@ from kafscale.storage.planted import NO_BUGS, PlantedBugs
 from kafscale.storage.reads import ColdReader
 from kafscale.storage.store import ObjectStore, Purpose
 from kafscale.storage.tail_cache import TailCache
-from kafscale.storage.takeover import LogReader
 from kafscale.storage.worker_log import WorkerLog
 from workers.admin import Admin
 from workers.apis import handlers
@@ -76,9 +78,10 @@ from workers.dispatch import Dispatcher
 from workers.forwarding.forwarder import Forwarder
 from workers.forwarding.places import Places
 from workers.groups import Groups
+from workers.handovers import Handovers, durable
 from workers.lease import Lease
 from workers.listener import Listener
-from workers.ownership import Ownership, settle
+from workers.ownership import Ownership
 from workers.peers.peers import Dial, Peers, no_way
 from workers.producer_ids import ProducerIds
 from workers.slabs import SlabPool
@@ -135,7 +138,6 @@ class Worker:
         self._on_stopped = on_stopped
         self._store = metered = MeteredStore(store, metrics.cells, clock)
         self._tasks: set[asyncio.Task[None]] = set()
-        self._loading = asyncio.Lock()
         self._drained: asyncio.Task[None] | None = None
         keys = Keys(settings.cluster_namespace)
         self.cluster = _view_of(configure)
@@ -144,10 +146,12 @@ class Worker:
         self.flusher = Flusher(self.log, keys, clock, _flush_policy(settings), tail, self._flushed, bugs)
         reader = ColdReader(metered, clock, settings.cache_bytes // COLD_SHARE)
         self.groups = Groups(settings, clock, self.cluster, self.flusher, reader, random_source)
+        patience_seconds = settings.slot_release_timeout_ms / 1000
+        earlier = EarlierLogs(metered, keys, clock, random_source, configure.log_id, patience_seconds, bugs)
         self.ownership = Ownership(
             settings,
             metered,
-            LogReader(metered, keys, clock, random_source),
+            earlier,
             clock,
             self.cluster,
             configure.log_id,
@@ -161,28 +165,22 @@ class Worker:
         self._admin = Admin(clock, send)
         self.lease = Lease(clock, self.log, settings.worker_hang_timeout_ms / 1000 * LEASE_SHARE)
         self.authority = Authority(clock, metrics, is_on=settings.acl_enabled)
-        context = Context(
-            settings=settings,
-            clock=clock,
-            cluster=self.cluster,
-            log=self.log,
-            flusher=self.flusher,
-            cold_reader=reader,
-            lease=self.lease,
-            ownership=self.ownership,
-            groups=self.groups,
-            admin=self._admin,
-            producer_ids=ProducerIds(metered, keys, clock, random_source, configure.log_id),
-            authority=self.authority,
-            metrics=metrics,
-            bugs=bugs,
-            tasks=self._tasks,
-            hold_produce=self._hold_produce,
-        )
+        context = self._make_context(reader, ProducerIds(metered, keys, clock, random_source, self.log_id), bugs)
         slabs = SlabPool(SLAB_BYTES, settings.cache_bytes + settings.produce_buffer_bytes, tail.evict)
         self._listeners = _listeners_of(settings)
         self.connections, self.peers = self._make_connections(Dispatcher(context, handlers()), slabs, dial)
         self.compactor = self._make_compactor(keys, random_source, tail)
+        self._handovers = Handovers(
+            self.log_id,
+            self.ownership,
+            earlier,
+            self.checkpointer,
+            self.flusher,
+            self.compactor,
+            metrics,
+            send,
+            self._spawn,
+        )
         self._upkeep = Upkeep(context, self.checkpointer, self.compactor, self.connections, tail, slabs)
 
     def _make_compactor(self, keys: Keys, random_source: random.Random, tail: TailCache) -> Compactor:
@@ -194,9 +192,30 @@ class Worker:
             random_source,
             self.ownership.references,
             tail,
-            owns=self.ownership.owns,
+            serves=self.ownership.serves,
             changed=self.ownership.changed,
             policy=CompactionPolicy(sizes=Sizes() if self._settings.s3_bucket is None else BUCKET_SIZES),
+        )
+
+    def _make_context(self, reader: ColdReader, producer_ids: ProducerIds, bugs: PlantedBugs) -> Context:
+        """What handlers may use. Whoever adds to it builds its owner before."""
+        return Context(
+            settings=self._settings,
+            clock=self._clock,
+            cluster=self.cluster,
+            log=self.log,
+            flusher=self.flusher,
+            cold_reader=reader,
+            lease=self.lease,
+            ownership=self.ownership,
+            groups=self.groups,
+            admin=self._admin,
+            producer_ids=producer_ids,
+            authority=self.authority,
+            metrics=self._metrics,
+            bugs=bugs,
+            tasks=self._tasks,
+            hold_produce=self._hold_produce,
         )
 
     def connection_factory(self, listener: str) -> Callable[[], Connection]:
@@ -246,6 +265,8 @@ class Worker:
                 self._admin.on_reply(message)
             case Security():
                 pass
+            case PeerReleased(log_id, _, sequence):
+                self._handovers.heard(log_id, sequence)
             case _:
                 raise ValueError(f"a worker was sent {type(message).__name__}, which is not for it")
 
@@ -259,40 +280,21 @@ class Worker:
         state = apply(self.cluster.state, decode_version_without_acls(payload))
         self.cluster.replace_state(state)
         self.ownership.apply_state(state)
-        if any(
-            assignments and assignments[-1].log_id == self.log_id and slot not in self.ownership.slots
-            for slot, assignments in enumerate(state.slots)
-        ):
-            self._spawn(self._take_over())
-        elif any(not state.slots[slot] or state.slots[slot][-1].log_id != self.log_id for slot in self.ownership.slots):
-            # Given to another: our log has been, or will be, ended. The store knows.
-            self._spawn(self._look_for_seal())
-
-    async def _look_for_seal(self) -> None:
-        await self.lease.check()
+        self._handovers.follow()
 
     # Life
 
     async def start(self, listen: Callable[[], Awaitable[None]] = _listen_nowhere) -> None:
-        """Take over what is assigned, `listen`, and say that it is served. Raises Corrupt where the store lacks what it
-        must hold."""
+        """Take over what is assigned, `listen`, and say that it is served. What others have yet to release is taken
+        over when they have. Raises Corrupt where the store lacks what it must hold."""
         self.connections.start(asyncio.get_running_loop().call_soon)
         if self.peers is not None:
             self.peers.start(asyncio.get_running_loop().call_soon)
-        await self._take_over()
+        await self._handovers.take_over_ready()
         await listen()
         self._upkeep.start()
         self._send(Serving(self.cluster.state.version))
-
-    async def _take_over(self) -> None:
-        """On return everything is served that was assigned before the call."""
-        async with self._loading:
-            while loaded := await self.ownership.load():
-                # Nothing is acknowledged for a slot before a checkpoint of ours names it.
-                await self.checkpointer.write(loaded)
-                self.ownership.serve(loaded)
-                self.compactor.slots_loaded()
-                self._metrics.cells[SLOTS_TAKEN_OVER] += len(loaded)
+        self._handovers.begin()
 
     async def drain(self) -> None:
         """Finish: everything received becomes durable and is answered; then a last checkpoint, and the log's seal.
@@ -330,11 +332,9 @@ class Worker:
         await asyncio.gather(self.connections.drain(), self.peers.drain())
 
     async def _settle_flushes(self) -> None:
-        """Wait until everything appended is durable."""
+        """Wait until everything appended is durable, and nothing more is appended."""
         while (flush := self.flusher.barrier()) is not None:
-            durable: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            flush.answers.append(lambda _, waiter=durable: settle(waiter))  # type: ignore[misc]
-            await durable
+            await durable(flush)
 
     def stop(self, reason: str) -> None:
         """End this incarnation at once: nothing more is answered."""

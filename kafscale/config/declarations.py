@@ -438,6 +438,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     worker_hang_timeout_ms: Annotated[
         int, Setting("A worker that has not answered for so long is replaced.", 100, 600_000)
     ] = 5000
+    slot_release_timeout_ms: Annotated[
+        int, Setting("A worker that keeps slots given to another for so long has its log ended.", 100, 600_000)
+    ] = 10_000
     drain_timeout_ms: Annotated[int, Setting("Time to finish work after SIGTERM.", 0, 3_600_000)] = 20_000
     log_level: Annotated[Literal["debug", "info", "warn", "error"], Setting("Least important lines logged.")] = "info"
     log_format: Annotated[

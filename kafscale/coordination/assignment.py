@@ -188,11 +188,6 @@ def shorten(state: ClusterState, log_id: str, checkpoint_epochs: Mapping[int, in
     return Assign(slots) if slots else None
 
 
-def given_away(state: ClusterState, log_id: str) -> set[int]:
-    """The slots of the log that were given to others, who wait until it has released them or has ended."""
-    return {slot for slot, entries in enumerate(state.slots) if any(entry.log_id == log_id for entry in entries[:-1])}
-
-
 def unsettled_logs(state: ClusterState) -> dict[str, set[int]]:
     """The slots that are not settled, by the log that owns them."""
     found: dict[str, set[int]] = {}

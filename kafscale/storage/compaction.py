@@ -113,7 +113,7 @@ class _SegmentBody:
 class Compactor:
     """Compacts the objects of one worker's partitions, one round at a time.
 
-    `owns` says whether the partition is still served here and its slot's last manifest not yet written; `changed` is
+    `serves` says whether the partition is still served here and its slot's last manifest not yet written; `changed` is
     told of every partition whose extents were replaced, so that the next checkpoint writes its slot's manifest.
     """
 
@@ -126,7 +126,7 @@ class Compactor:
         random_source: random.Random,
         references: ObjectReferences,
         tail: TailCache,
-        owns: Callable[[PartitionLog], bool],
+        serves: Callable[[PartitionLog], bool],
         changed: Callable[[PartitionLog], None],
         policy: CompactionPolicy | None = None,
     ) -> None:
@@ -137,7 +137,7 @@ class Compactor:
         self._random = random_source
         self._references = references
         self._tail = tail
-        self._owns = owns
+        self._serves = serves
         self._changed = changed
         self._policy = policy or CompactionPolicy()
         self._pace = Pace(clock)
@@ -253,7 +253,7 @@ class Compactor:
         large: list[tuple[Run, list[Chunk]]] = []
         small: list[tuple[Run, list[Chunk]]] = []
         for run in runs:
-            if not self._owns(run.partition):
+            if not self._serves(run.partition):
                 continue
             try:
                 chunks = await cut_into_chunks(run.extents, source, self._pace)
@@ -367,7 +367,7 @@ class Compactor:
     def _replace(self, run: Run, replacements: list[Extent], result: CompactionResult) -> bool:
         """Put the new extents, durable by now, in the place of the old ones; False if these are gone."""
         partition = run.partition
-        if not self._owns(partition) or not partition.replace(
+        if not self._serves(partition) or not partition.replace(
             run.extents[0].base_offset, run.extents[-1].last_offset, replacements
         ):
             result.outrun += 1

@@ -19,7 +19,6 @@ from kafscale.storage.log_objects import (
     BATCHES_GROUP,
     HEADER_BYTES,
     LOG_START_GROUP,
-    RELEASE_GROUP,
     GroupKind,
     encode_footer,
 )
@@ -48,7 +47,6 @@ class Flush:
         "opened_at",
         "own_seconds",
         "placed",
-        "releases",
         "sequence",
         "small_bytes",
     )
@@ -65,7 +63,6 @@ class Flush:
         self.batches = 0
         self.extents: dict[PartitionLog, PendingExtent] = {}
         self.log_starts: dict[PartitionLog, int] = {}
-        self.releases: list[tuple[int, int]] = []
         # Where each partition's batches lie, once the object is laid out.
         self.placed: list[tuple[PartitionLog, Extent]] = []
         # Of `bytes`, what lies in extents that are to be compacted, once the object is laid out.
@@ -76,7 +73,7 @@ class Flush:
         self.answers: list[Callable[[float], None]] = []
 
     def is_empty(self) -> bool:
-        return not (self.extents or self.log_starts or self.releases)
+        return not (self.extents or self.log_starts)
 
 
 def lay_out(flush: Flush, header: bytes, key: str, large_extent_bytes: int, alignment: int) -> list[Buffer]:
@@ -123,8 +120,6 @@ def lay_out(flush: Flush, header: bytes, key: str, large_extent_bytes: int, alig
         table.append(
             LOG_START_GROUP.pack(GroupKind.LOG_START_OFFSET, *partition.identity, partition.leader_epoch, offset)
         )
-    for slot, epoch in flush.releases:
-        table.append(RELEASE_GROUP.pack(GroupKind.RELEASE, slot, epoch))
     rows = b"".join(table)
     parts.append(rows)
     parts.append(encode_footer(position, rows))

@@ -106,7 +106,9 @@ class Flusher:
     def append(
         self, partition: PartitionLog, batch: bytearray | memoryview, header: BatchHeader, now_ms: int
     ) -> tuple[int, Flush]:
-        """Append one checked batch. Returns its base offset and the flush that will make it durable."""
+        """Append one checked batch. Returns its base offset and the flush that will make it durable. The partition must
+        be open: its last manifest may be on its way already."""
+        assert partition.is_open, f"{partition.topic}-{partition.index} is not led here any more"
         flush = self._open
         if flush.bytes >= self._flush_bytes:
             self._full.append(flush)
@@ -130,11 +132,13 @@ class Flusher:
         self._schedule()
         return self._open
 
-    def release(self, slot: int, epoch: int) -> Flush:
-        """Give a slot up, durably: nothing of it may be appended after this."""
-        self._open.releases.append((slot, epoch))
-        self._schedule()
-        return self._open
+    def hasten(self) -> Flush | None:
+        """Write what is there without waiting for more. The newest flush that holds anything, as `barrier`."""
+        if not self._open.is_empty():
+            self._full.append(self._open)
+            self._open = self._new_flush()
+        self._pump()
+        return self.barrier()
 
     def checkpoint(self, build: Callable[[bytes], Sequence[Buffer]], on_durable: Callable[[int], None]) -> None:
         """Write a checkpoint as the next object. One at a time. `on_durable` gets its sequence number."""

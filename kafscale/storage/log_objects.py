@@ -12,7 +12,6 @@ All numbers are big-endian. A group of a data table begins with a kind byte:
                         base offset i64, last offset delta i32, length i32, max timestamp i64, producer id i64,
                         producer epoch i16, base sequence i32, attributes i16. The batches lie one after the other.
     2 log start offset  topic id 16, partition i32, leader epoch i32, offset i64
-    3 release           slot i32, epoch i32
 
 The header's checkpoint number lets whoever takes over find the newest checkpoint from the newest object alone. Body
 bytes carry their own CRC32C per batch; the table's is in the footer. Damage raises Corrupt, naming key and place.
@@ -43,7 +42,6 @@ TAIL_BYTES = 64 * 1024
 BATCHES_GROUP = struct.Struct(">B16siiQI")
 BATCH_ROW = struct.Struct(">qiiqqhih")
 LOG_START_GROUP = struct.Struct(">B16siiq")
-RELEASE_GROUP = struct.Struct(">Bii")
 
 
 class Kind(IntEnum):
@@ -55,7 +53,6 @@ class Kind(IntEnum):
 class GroupKind(IntEnum):
     BATCHES = 1
     LOG_START_OFFSET = 2
-    RELEASE = 3
 
 
 class Header(msgspec.Struct, frozen=True, gc=False):
@@ -87,13 +84,6 @@ class LogStart(msgspec.Struct, frozen=True, gc=False):
     offset: int
 
 
-class Release(msgspec.Struct, frozen=True, gc=False):
-    """The slot was given up at `epoch`: no later object of this log holds anything of it."""
-
-    slot: int
-    epoch: int
-
-
 class ManifestPlace(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Where a slot's manifest lies. An empty `key` stands for a slot that never held anything."""
 
@@ -107,12 +97,15 @@ class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
     """Where the manifest of every owned slot lies, as of everything below `covered`.
 
     Replay begins at sequence `covered`. `given_up` names this worker's own objects that no manifest needs any more:
-    once this checkpoint counts they may be deleted.
+    once this checkpoint counts they may be deleted. `released` (slot → epoch) are the slots that the log has given up
+    as assigned at that epoch and before: no object from this one on holds anything of these assignments. The last
+    manifest of a released slot, if there is one, stays in `slots` for as long as others may need it.
     """
 
     covered: int
     slots: dict[int, ManifestPlace]
     given_up: list[str] = []
+    released: dict[int, int] = {}
 
 
 class Seal(msgspec.Struct, frozen=True):
@@ -163,9 +156,9 @@ def check_table(table: Buffer, crc: int, key: str) -> None:
         raise Corrupt(f"{key}: the table's CRC32C does not match")
 
 
-def decode_data_table(table: Buffer, key: str) -> list[BatchGroup | LogStart | Release]:
+def decode_data_table(table: Buffer, key: str) -> list[BatchGroup | LogStart]:
     """The groups of a data object's table, in order. Raises Corrupt."""
-    groups: list[BatchGroup | LogStart | Release] = []
+    groups: list[BatchGroup | LogStart] = []
     position, end = 0, len(table)
     try:
         while position < end:
@@ -182,10 +175,6 @@ def decode_data_table(table: Buffer, key: str) -> list[BatchGroup | LogStart | R
                     _, topic_id, partition, epoch, offset = LOG_START_GROUP.unpack_from(table, position)
                     position += LOG_START_GROUP.size
                     groups.append(LogStart(topic_id, partition, epoch, offset))
-                case GroupKind.RELEASE:
-                    _, slot, epoch = RELEASE_GROUP.unpack_from(table, position)
-                    position += RELEASE_GROUP.size
-                    groups.append(Release(slot, epoch))
                 case other:
                     raise Corrupt(f"{key}: unknown kind {other} of table group at {position}")
     except struct.error as error:

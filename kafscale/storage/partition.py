@@ -91,6 +91,7 @@ class PartitionLog:
         "high_watermark",
         "identity",
         "index",
+        "is_open",
         "last_flush",
         "leader_epoch",
         "log_start_offset",
@@ -112,6 +113,8 @@ class PartitionLog:
         self.identity = (topic_id, index)
         self.slot = slot
         self.leader_epoch = leader_epoch
+        # Whether it is led here: once its slot was given away nothing may be appended any more.
+        self.is_open = True
         self.config = config
         self.log_start_offset = 0
         self.high_watermark = 0

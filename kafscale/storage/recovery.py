@@ -1,13 +1,13 @@
 """Taking slots over: the newest manifest of each, and what its log says after it. Reads only.
 
 The rule (docs/adr/0002-slots-and-the-cluster-log.md): a slot is loaded only when every earlier log in its list has
-ended; the manifest of the highest epoch counts; none found is an error, unless the list reaches back to the slot's
-first epoch. Replay is harmless where the manifest already knows: what lies below the high watermark is skipped.
+ended or has released it (`earlier_logs.py`); the manifest of the highest epoch counts; none found is an error, unless
+the list reaches back to the slot's first epoch. Replay is harmless where the manifest already knows: what lies below
+the high watermark is skipped.
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -15,23 +15,17 @@ import msgspec
 
 from kafscale.clock import Clock
 from kafscale.errors import Corrupt, StoreUnavailable, StoreUnclear
+from kafscale.storage.earlier_logs import Earlier, Lists
 from kafscale.storage.extents import Extent
-from kafscale.storage.log_objects import BatchGroup, LogStart, ManifestPlace, Release
+from kafscale.storage.log_objects import BatchGroup, LogStart, ManifestPlace
 from kafscale.storage.manifest import SlotManifest, decode_manifest
 from kafscale.storage.partition import EpochStart, PartitionLog
 from kafscale.storage.planted import NO_BUGS, PlantedBugs
 from kafscale.storage.store import ObjectStore, Purpose
-from kafscale.storage.takeover import LogEnd, LogReader, find_end
+from kafscale.storage.takeover import LogEnd
 
 FIRST_EPOCH = 1
-_ENDED_POLL_SECONDS = 0.05
-
-
-class Earlier(msgspec.Struct, frozen=True):
-    """An earlier assignment of a slot: the log that may hold its newest manifest, and the epoch it was given at."""
-
-    epoch: int
-    log_id: str
+_READ_AGAIN_SECONDS = 0.05
 
 
 class Replayed(msgspec.Struct, frozen=True):
@@ -53,22 +47,14 @@ class LoadedSlot(msgspec.Struct):
 
 async def load_slots(
     store: ObjectStore,
-    reader: LogReader,
     clock: Clock,
-    earlier: Mapping[int, Sequence[Earlier]],
+    earlier: Lists,
+    ends: Mapping[str, LogEnd],
     slot_of: Callable[[bytes, int], int],
     bugs: PlantedBugs = NO_BUGS,
 ) -> dict[int, LoadedSlot]:
-    """Read every slot of `earlier` (slot → its earlier assignments, oldest first).
-
-    Waits until every log named there has ended. Raises Corrupt.
-    """
-    if bugs.last_log_alone:
-        earlier = {slot: assignments[-1:] for slot, assignments in earlier.items()}
-    log_ids = sorted({assignment.log_id for assignments in earlier.values() for assignment in assignments})
-    ends = dict(
-        zip(log_ids, await asyncio.gather(*(_ended(reader, clock, log_id, bugs) for log_id in log_ids)), strict=True)
-    )
+    """Read every slot of `earlier` (slot → its earlier assignments, oldest first), which are ready: `ends` says how far
+    each log that they name goes (`earlier_logs.py`). Raises Corrupt."""
     chosen: dict[int, tuple[Earlier, ManifestPlace] | None] = {
         slot: _choose(slot, assignments, ends, bugs) for slot, assignments in earlier.items()
     }
@@ -79,15 +65,6 @@ async def load_slots(
         place = choice[1] if choice is not None and choice[1].key else None
         loaded[slot] = LoadedSlot(slot, place, manifests.get(slot), replays[slot])
     return loaded
-
-
-async def _ended(reader: LogReader, clock: Clock, log_id: str, bugs: PlantedBugs) -> LogEnd:
-    """The end of a log that someone else is ending: whoever assigned the slots has sealed it, or is about to."""
-    while True:
-        end = await find_end(reader, log_id)
-        if end.sealed or bugs.gap_is_the_end:
-            return end
-        await clock.sleep(_ENDED_POLL_SECONDS)
 
 
 def _choose(
@@ -124,7 +101,7 @@ async def _read_manifests(
                 data = memoryview(await store.get_range(key, start, end - start, Purpose.RECOVERY))
                 break
             except (StoreUnavailable, StoreUnclear):
-                await clock.sleep(_ENDED_POLL_SECONDS)
+                await clock.sleep(_READ_AGAIN_SECONDS)
         for slot, place in wanted:
             piece = data[place.position - start : place.position - start + place.length]
             manifest = decode_manifest(piece, f"{key} at {place.position}")
@@ -148,8 +125,6 @@ def _replay(
     for log_id, epochs in wanted.items():
         for entry in ends[log_id].objects:
             for group in entry.groups or ():
-                if isinstance(group, Release):
-                    continue
                 slot = slot_of(group.topic_id, group.partition)
                 if epochs.get(slot) == group.leader_epoch:
                     replays[slot].append(Replayed(entry.key, entry.header.created_ms, group))

@@ -34,7 +34,6 @@ from kafscale.storage.log_objects import (
     Header,
     Kind,
     LogStart,
-    Release,
     Seal,
     check_table,
     decode_checkpoint,
@@ -73,7 +72,7 @@ class LogObject(msgspec.Struct, frozen=True):
 
     key: str
     header: Header
-    groups: list[BatchGroup | LogStart | Release] | None = None
+    groups: list[BatchGroup | LogStart] | None = None
     checkpoint: Checkpoint | None = None
     seal: Seal | None = None
 
@@ -193,6 +192,23 @@ async def find_end(reader: LogReader, log_id: str) -> LogEnd:
                 replay_from = checkpoint.covered
             walked.append(entry)
             number += 1
+
+
+async def read_release(reader: LogReader, log_id: str, sequence: int) -> LogEnd | None:
+    """How far the log goes, as far as its object `sequence` says: a checkpoint, and every number from what that covers
+    up to it. None where it is no checkpoint that counts. Raises Corrupt."""
+    found = await reader.read(log_id, sequence)
+    if found is None or found.checkpoint is None:
+        return None
+    covered = found.checkpoint.covered
+    walked = []
+    for start in range(covered, sequence, READS_AT_ONCE):
+        numbers = range(start, min(start + READS_AT_ONCE, sequence))
+        for entry in await asyncio.gather(*(reader.read(log_id, number) for number in numbers)):
+            if entry is None or entry.seal is not None:
+                return None
+            walked.append(entry)
+    return LogEnd(log_id, False, sequence + 1, covered, found.checkpoint, [*walked, found])
 
 
 async def seal_log(

@@ -24,7 +24,6 @@ from kafscale.storage.log_objects import (
     BatchGroup,
     Kind,
     LogStart,
-    Release,
     decode_checkpoint,
     decode_data_table,
     decode_header,
@@ -198,7 +197,7 @@ def _check_place(key: str, log_id: str, number: int) -> list[Damage]:
 _Place = tuple[OffsetRange, int, int]
 
 
-def _batches_of(groups: list[BatchGroup | LogStart | Release]) -> Iterator[_Place]:
+def _batches_of(groups: list[BatchGroup | LogStart]) -> Iterator[_Place]:
     for group in groups:
         if isinstance(group, BatchGroup):
             position = group.position
@@ -207,7 +206,7 @@ def _batches_of(groups: list[BatchGroup | LogStart | Release]) -> Iterator[_Plac
                 position += length
 
 
-def _check_epochs(data: bytes, groups: list[BatchGroup | LogStart | Release]) -> Iterator[Damage]:
+def _check_epochs(data: bytes, groups: list[BatchGroup | LogStart]) -> Iterator[Damage]:
     """The leader epoch is no part of a batch's CRC, but the table knows it."""
     for group in groups:
         if isinstance(group, BatchGroup):

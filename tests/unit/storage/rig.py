@@ -9,8 +9,9 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from kafscale.clock import Timer
+from kafscale.clock import Clock, Timer
 from kafscale.protocol.batches import build_batch, read_header
+from kafscale.storage.earlier_logs import EarlierLogs, Lists
 from kafscale.storage.extents import Extent
 from kafscale.storage.flush import Flush
 from kafscale.storage.flusher import Flusher, FlushPolicy
@@ -19,7 +20,8 @@ from kafscale.storage.log_objects import Checkpoint, ManifestPlace, encode_small
 from kafscale.storage.manifest import encode_manifest
 from kafscale.storage.memory import MemoryStore
 from kafscale.storage.partition import PartitionLog
-from kafscale.storage.store import Buffer, ObjectInfo, Purpose
+from kafscale.storage.recovery import LoadedSlot, load_slots
+from kafscale.storage.store import Buffer, ObjectInfo, ObjectStore, Purpose
 from kafscale.storage.tail_cache import TailCache
 from kafscale.storage.worker_log import WorkerLog
 from tests.sim import loop as sim
@@ -73,6 +75,7 @@ class ScriptedStore:
         self.inner = inner or MemoryStore(clock)
         self.puts: dict[str, list[Put]] = {}
         self.put_seconds: Callable[[str], float] = lambda key: 0.001
+        self.read_seconds = 0.001
         self.read_errors: dict[str, list[Exception]] = {}
         self.asked: list[tuple[str, str]] = []
         self.deleted: list[str] = []
@@ -105,7 +108,7 @@ class ScriptedStore:
 
     async def _read(self, how: str, key: str) -> None:
         self._note(how, key)
-        await self._clock.sleep(0.001)
+        await self._clock.sleep(self.read_seconds)
         if self.read_errors.get(key):
             raise self.read_errors[key].pop(0)
 
@@ -261,8 +264,23 @@ async def content(store: ScriptedStore | MemoryStore, partition: PartitionLog) -
     return b"".join(pieces)
 
 
+def earlier_logs(store: ObjectStore, clock: Clock, patience_seconds: float = 10.0) -> EarlierLogs:
+    return EarlierLogs(store, KEYS, clock, random.Random(5), "test", patience_seconds)
+
+
+async def load_ready(store: ObjectStore, clock: Clock, lists: Lists, slot_of: Any) -> dict[int, LoadedSlot]:
+    """Load all these slots, whose earlier logs are done with them."""
+    ready, ends = await earlier_logs(store, clock).ready(lambda: lists, is_waiting=True)
+    assert ready == lists
+    return await load_slots(store, clock, ready, ends, slot_of)
+
+
 async def write_checkpoint(
-    writer: Writer, slots: dict[int, tuple[int, list[PartitionLog]]], given_up: Sequence[str] = (), covered: int = -1
+    writer: Writer,
+    slots: dict[int, tuple[int, list[PartitionLog]]],
+    given_up: Sequence[str] = (),
+    covered: int = -1,
+    released: dict[int, int] | None = None,
 ) -> ManifestPlace | None:
     """Write the slots' (slot → epoch, partitions) manifests as one object, and a checkpoint that names them."""
     covered = covered if covered >= 0 else writer.log.counted
@@ -273,7 +291,7 @@ async def write_checkpoint(
         places[slot] = ManifestPlace(epoch, key, position, len(pieces[-1]))
         position += len(pieces[-1])
     await writer.store.put_if_absent(key, pieces, Purpose.CHECKPOINT)
-    checkpoint = Checkpoint(covered=covered, slots=places, given_up=list(given_up))
+    checkpoint = Checkpoint(covered=covered, slots=places, given_up=list(given_up), released=released or {})
     durable: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def settle(sequence: int) -> None:

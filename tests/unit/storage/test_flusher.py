@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from kafscale.protocol.batches import check_stored, iterate
 from kafscale.storage.extents import LARGE_EXTENT_BYTES
 from kafscale.storage.flusher import REQUEST_SECONDS, FlushPolicy
-from kafscale.storage.log_objects import BatchGroup, LogStart, Release, decode_data_table, split_object
+from kafscale.storage.log_objects import BatchGroup, LogStart, decode_data_table, split_object
 from kafscale.storage.store import Purpose
 from tests.unit.storage.rig import KEYS, LoopClock, Put, ScriptedStore, Writer, batch_of, content, make_partition, run
 
@@ -173,8 +173,9 @@ def test_no_more_in_flight_than_the_window():
     run(main())
 
 
-def test_log_starts_and_releases_ride_along():
-    """Goal: changes of state are rows of the same object, take effect when it is durable, and flush without batches."""
+def test_log_starts_ride_along():
+    """Goal: a raised log start is a row of the same object, takes effect when it is durable, and flushes without
+    batches."""
 
     async def main() -> None:
         store = ScriptedStore(LoopClock())
@@ -184,14 +185,13 @@ def test_log_starts_and_releases_ride_along():
         (extent,) = partition.extents
         flush = writer.flusher.raise_log_start(partition, 2)
         writer.flusher.raise_log_start(partition, 1)
-        writer.flusher.release(7, 3)
         assert partition.log_start_offset == 0
         await writer.settle()
         assert partition.log_start_offset == 2 and flush.dropped == [(partition, extent)] and not partition.extents
         assert partition.last_flush is None
         key = KEYS.log(writer.log_id, 1)
         groups = decode_data_table(split_object(await store.inner.get(key, Purpose.RECOVERY), key)[1], key)
-        assert groups == [LogStart(partition.topic_id, partition.index, 1, 2), Release(7, 3)]
+        assert groups == [LogStart(partition.topic_id, partition.index, 1, 2)]
 
     run(main())
 

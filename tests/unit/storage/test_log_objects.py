@@ -18,14 +18,12 @@ from kafscale.storage.log_objects import (
     FOOTER_BYTES,
     HEADER_BYTES,
     LOG_START_GROUP,
-    RELEASE_GROUP,
     BatchGroup,
     Checkpoint,
     GroupKind,
     Kind,
     LogStart,
     ManifestPlace,
-    Release,
     Seal,
     decode_checkpoint,
     decode_data_table,
@@ -52,13 +50,12 @@ GROUPS = st.lists(
     st.one_of(
         st.builds(BatchGroup, topic_id=TOPIC, partition=I32, leader_epoch=I32, position=U64, rows=ROWS),
         st.builds(LogStart, topic_id=TOPIC, partition=I32, leader_epoch=I32, offset=I64),
-        st.builds(Release, slot=I32, epoch=I32),
     ),
     max_size=6,
 )
 
 
-def encode_groups(groups: list[BatchGroup | LogStart | Release]) -> bytes:
+def encode_groups(groups: list[BatchGroup | LogStart]) -> bytes:
     table = bytearray()
     for group in groups:
         match group:
@@ -77,12 +74,10 @@ def encode_groups(groups: list[BatchGroup | LogStart | Release]) -> bytes:
                 table += LOG_START_GROUP.pack(
                     GroupKind.LOG_START_OFFSET, group.topic_id, group.partition, group.leader_epoch, group.offset
                 )
-            case Release():
-                table += RELEASE_GROUP.pack(GroupKind.RELEASE, group.slot, group.epoch)
     return bytes(table)
 
 
-def data_object(groups: list[BatchGroup | LogStart | Release], body: bytes) -> bytes:
+def data_object(groups: list[BatchGroup | LogStart], body: bytes) -> bytes:
     table = encode_groups(groups)
     header = encode_header(Kind.DATA, log_id(7), 9, 123, -1)
     return join([header, body, table, encode_footer(HEADER_BYTES + len(body), table)])
@@ -99,9 +94,9 @@ def test_data_objects_round_trip(groups, body):
 
 def test_every_flipped_bit_and_every_truncation_is_found():
     """Goal: damage to header, table or footer is Corrupt; the body is its batches' affair."""
-    groups: list[BatchGroup | LogStart | Release] = [
+    groups: list[BatchGroup | LogStart] = [
         BatchGroup(topic_id(1), 2, 3, 64, [(0, 0, 5, 6, 7, 8, 9, 10)]),
-        Release(1, 2),
+        LogStart(topic_id(1), 2, 3, 9),
     ]
     body = b"body"
     whole = data_object(groups, body)
@@ -152,10 +147,11 @@ def test_unknown_versions_and_kinds_are_refused_by_name():
         st.integers(0, 1000), st.builds(ManifestPlace, epoch=I32, key=st.text(), position=U64, length=U64)
     ),
     given_up=st.lists(st.text()),
+    released=st.dictionaries(st.integers(0, 1000), I32),
 )
-def test_checkpoints_round_trip(covered, places, given_up):
+def test_checkpoints_round_trip(covered, places, given_up, released):
     """Goal: a checkpoint comes back as it was."""
-    checkpoint = Checkpoint(covered=covered, slots=places, given_up=given_up)
+    checkpoint = Checkpoint(covered=covered, slots=places, given_up=given_up, released=released)
     header, table = split_object(
         join(encode_small(encode_header(Kind.CHECKPOINT, log_id(1), 5, 6, 3), checkpoint)), "key"
     )

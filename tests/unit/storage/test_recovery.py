@@ -10,11 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kafscale.errors import Corrupt, StoreUnavailable
+from kafscale.storage.earlier_logs import Earlier
 from kafscale.storage.manifest import restore_partition
 from kafscale.storage.partition import PartitionLog, check_dense
-from kafscale.storage.recovery import Earlier, apply_replay, load_slots
+from kafscale.storage.recovery import apply_replay
 from kafscale.storage.store import Purpose
-from kafscale.storage.takeover import LogReader, seal_log
+from kafscale.storage.takeover import seal_log
 from tests.unit.storage.rig import (
     KEYS,
     Config,
@@ -23,6 +24,7 @@ from tests.unit.storage.rig import (
     Writer,
     batch_of,
     content,
+    load_ready,
     log_id,
     make_partition,
     run,
@@ -43,7 +45,6 @@ class Line:
         self.clock = LoopClock()
         self.store = ScriptedStore(self.clock)
         self.random = random.Random(3)
-        self.reader = LogReader(self.store, KEYS, self.clock, self.random)
         self.partitions = [make_partition(number, slot=number % 2) for number in range(4)]
         self.lists: dict[int, list[Earlier]] = {0: [], 1: []}
         self.begin(1)
@@ -67,7 +68,7 @@ class Line:
         await seal_log(self.store, KEYS, self.writer.log_id, self.clock, self.random, "test", "test")
 
     async def load(self, epoch: int) -> list[PartitionLog]:
-        loaded = await load_slots(self.store, self.reader, self.clock, self.lists, slot_of)
+        loaded = await load_ready(self.store, self.clock, self.lists, slot_of)
         partitions = []
         for old in self.partitions:
             found = loaded[old.slot]
@@ -230,7 +231,7 @@ def test_a_gap_in_the_replay_is_damage():
     async def main() -> None:
         line = await with_data()
         await line.end()
-        loaded = await load_slots(line.store, line.reader, line.clock, line.lists, slot_of)
+        loaded = await load_ready(line.store, line.clock, line.lists, slot_of)
         partition = PartitionLog("topic0", line.partitions[0].topic_id, 0, 0, 2, Config())
         with pytest.raises(Corrupt, match="comes next"):
             apply_replay(partition, loaded[0].replay)

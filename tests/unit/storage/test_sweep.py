@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 
 from kafscale.errors import StoreUnavailable
 from kafscale.storage.compaction import CompactionPolicy, Compactor
+from kafscale.storage.earlier_logs import Earlier
 from kafscale.storage.keys import writer_of
 from kafscale.storage.log_objects import Kind, decode_header
 from kafscale.storage.manifest import restore_partition
 from kafscale.storage.partition import PartitionLog, check_dense
-from kafscale.storage.recovery import Earlier, apply_replay, load_slots
+from kafscale.storage.recovery import apply_replay
 from kafscale.storage.store import Purpose
 from kafscale.storage.sweep import LogsInUse, SweepResult, sweep
 from kafscale.storage.takeover import SEALS_AT_ONCE, LogReader, find_end, seal_log
@@ -28,6 +29,7 @@ from tests.unit.storage.rig import (
     Writer,
     batch_of,
     content,
+    load_ready,
     log_id,
     make_partition,
     run,
@@ -93,7 +95,7 @@ class Cluster:
             self.lists = [assignments[-1:] for assignments in self.lists]
 
     async def load(self, earlier: dict[int, list[Earlier]], epoch: int) -> list[PartitionLog]:
-        loaded = await load_slots(self.store, self.reader, self.clock, earlier, slot_of)
+        loaded = await load_ready(self.store, self.clock, earlier, slot_of)
         partitions = []
         for number in range(2 * SLOTS):
             fresh = make_partition(number, slot=number % SLOTS, config=Config())

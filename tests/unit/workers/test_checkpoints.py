@@ -64,7 +64,7 @@ def test_what_is_given_up_is_deleted_one_checkpoint_later() -> None:
     async def main() -> None:
         node = await WholeWorker().start()
         node.create("t", 2)
-        write = node.worker.checkpointer.write
+        write = node.checkpoint
         given_up: list[str] = []
         for round_number in range(6):
             await node.produce("t", batch_of(b"v%d" % round_number), batch_of(b"w"))
@@ -92,7 +92,7 @@ def test_what_could_not_be_deleted_is_given_up_again() -> None:
     async def main() -> None:
         node = await WholeWorker().start()
         node.create("t", 2)
-        write = node.worker.checkpointer.write
+        write = node.checkpoint
         refused: set[str] = set()
         for round_number in range(6):
             await node.produce("t", batch_of(b"v%d" % round_number))
@@ -120,7 +120,7 @@ def test_what_lies_above_the_covered_sequence_is_not_given_up_yet() -> None:
         await node.produce("t", *[batch_of() for _ in range(3)])
         node.store.held = "/manifest/"
         node.store.gate.clear()
-        writing = asyncio.ensure_future(node.worker.checkpointer.write())
+        writing = asyncio.ensure_future(node.checkpoint())
         await node.store.wait_for("held", "/manifest/")
         late = node.keys.log(node.log_id, node.worker.log.next_sequence)
         await node.worker.ownership.delete_records(node.partition("t"), 2)
@@ -130,7 +130,7 @@ def test_what_lies_above_the_covered_sequence_is_not_given_up_yet() -> None:
             newest = (await checkpoints(node))[node.worker.log.checkpoint_sequence]
             assert (late in newest.given_up) == is_given_up
             assert late in node.store.bodies() and (sequence_of(late) < newest.covered) == is_given_up
-            await node.worker.checkpointer.write()
+            await node.checkpoint()
 
     run(main())
 
@@ -162,7 +162,7 @@ def test_a_manifest_is_written_again_under_another_number() -> None:
         keys = [node.keys.manifest(node.log_id, number) for number in range(3)]
         node.store.puts[keys[0]] = [Put(after=StoreUnclear("perhaps"))]
         node.store.puts[keys[1]] = [Put(before=StoreUnavailable("no"))]
-        await node.worker.checkpointer.write()
+        await node.checkpoint()
         newest = (await checkpoints(node))[node.worker.log.checkpoint_sequence]
         assert {place.key for place in newest.slots.values() if place.key} == {keys[2]}
 
@@ -184,7 +184,7 @@ def test_a_drain_that_breaks_a_checkpoint_off_writes_it_anew(where: str) -> None
         )
         life.append(a, 3)
         await node.clock.sleep(0.2)
-        await node.worker.checkpointer.write()
+        await node.checkpoint()
         life.append(a, 2)
         await node.clock.sleep(0.2)
         life.store.held = where
@@ -211,13 +211,13 @@ def test_the_manifest_of_a_slot_that_is_empty_again_is_given_up() -> None:
         node = await WholeWorker().start()
         node.create("t", 2)
         await node.produce("t", batch_of())
-        await node.worker.checkpointer.write()
+        await node.checkpoint()
         manifest = node.keys.manifest(node.log_id, 0)
         assert manifest in node.store.bodies()
         node.delete("t")
         for number in range(4, 10, 2):
             node.create(f"u{number}", number)
-            await node.worker.checkpointer.write()
+            await node.checkpoint()
         assert manifest not in node.store.bodies()
 
     run(main())

@@ -102,7 +102,7 @@ def test_a_topic_that_is_deleted_while_its_log_start_rises(is_recreated: bool) -
         for number in range(3):
             node.create(f"v{number}", 8 + 2 * number)
             await node.produce("u", batch_of())
-            await node.worker.checkpointer.write()
+            await node.checkpoint()
         assert key in node.store.bodies() and not node.stopped
 
     run(main())
@@ -181,7 +181,7 @@ def test_deleting_records() -> None:
 
 
 def test_nothing_is_served_before_a_checkpoint_names_it() -> None:
-    """While the first checkpoint is on its way partitions are loading; what is decided meanwhile is followed."""
+    """While the first checkpoint is on its way nothing is served; what is decided meanwhile is followed."""
 
     async def main() -> None:
         state = first_state()
@@ -192,7 +192,7 @@ def test_nothing_is_served_before_a_checkpoint_names_it() -> None:
         starting = asyncio.ensure_future(node.worker.start())
         await node.clock.sleep(0.1)
         ownership = node.worker.ownership
-        assert ownership.partition("old", 0) is None and ownership.is_loading(old.topic_id, 0)
+        assert ownership.partition("old", 0) is None and not len(ownership) and not ownership.wanted()
         answer = await node.call(ApiKey.FETCH, 12, fetch_request(("old", 0, 0)))
         assert answer.responses[0].partitions[0].error_code == ErrorCode.NOT_LEADER_OR_FOLLOWER
         node.delete("old")
@@ -204,7 +204,7 @@ def test_nothing_is_served_before_a_checkpoint_names_it() -> None:
         assert not node.sent
         node.store.gate.set()
         await starting
-        assert ownership.partition("old", 0) is None and not ownership.is_loading(old.topic_id, 0)
+        assert ownership.partition("old", 0) is None
         assert {(p.topic, p.topic_id, p.index) for p in ownership.partitions()} == {
             *(("twice", id_of(6), 0), ("twice", id_of(6), 2), ("new", id_of(8), 0), ("new", id_of(8), 2)),
         }

@@ -200,6 +200,11 @@ class WholeWorker:
         if not isinstance(message, Pong):
             self.sent.append(message)
 
+    async def checkpoint(self) -> None:
+        """Write one, and delete what may go after it, as the worker does now and then."""
+        await self.worker.checkpointer.write()
+        await self.worker.checkpointer.delete_doomed()
+
     def stop(self) -> None:
         """As a crash: what is in flight comes to nothing."""
         self.worker.stop("the test ends")
@@ -210,7 +215,8 @@ class WholeWorker:
         """The next version of the cluster log."""
         version = Version(self.state.version + 1, "controller", 0, list(changes))
         self.state = apply(self.state, version)
-        self.worker.receive(ClusterVersion(version.version, encode_version(version)))
+        if not self.worker.is_stopped:
+            self.worker.receive(ClusterVersion(version.version, encode_version(version)))
 
     def ping(self) -> None:
         self.worker.receive(Ping(1, self.clock.monotonic()))

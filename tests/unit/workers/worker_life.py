@@ -81,7 +81,7 @@ class Life:
                 # Long enough for compaction and for checkpoints.
                 await node.clock.sleep(32)
             case "checkpoint":
-                await node.worker.checkpointer.write()
+                await node.checkpoint()
             case "topic":
                 self.change_topic(name, detail)
 

@@ -585,15 +585,21 @@ def test_readers_get_the_log(sizes: list[int], counts: list[int], per_flush: int
     run(main())
 
 
-def test_slots_given_away_are_asked_about() -> None:
-    """Once the cluster log names another owner of our slots the store is asked whether our log has ended."""
+def test_slots_given_away_are_served_no_more() -> None:
+    """Once the cluster log names another owner a fetch is sent there at once, those that wait included."""
 
     async def main() -> None:
         node = await with_records([10])
-        node.store.asked.clear()
+        client = node.connect()
+        waiting = asyncio.ensure_future(
+            node.call(ApiKey.FETCH, 16, fetch_request((id_of(2), 0, 1), max_wait_ms=60_000), client)
+        )
+        await node.clock.sleep(0.1)
         slots = {slot: [*node.state.slots[slot], Assignment(EPOCH + 1, ELSEWHERE, "f" * 32)] for slot in (0, 2)}
         node.decide(Assign(slots))
-        await node.clock.sleep(0.1)
-        assert [how for how, key in node.store.asked if "/log/" in key] == ["exists"]
+        for answer in (await waiting, await node.call(ApiKey.FETCH, 16, fetch_request((id_of(2), 0, 0)))):
+            found = answer.responses[0].partitions[0]
+            assert found.error_code == ErrorCode.NOT_LEADER_OR_FOLLOWER
+            assert (found.current_leader.leader_id, found.current_leader.leader_epoch) == (ELSEWHERE, EPOCH + 1)
 
     run(main())

@@ -1,0 +1,166 @@
+"""Whether the earlier owners of slots are done with them: their logs have ended, or have released the slots.
+
+Owns what was read of the logs that slots to be loaded were assigned to before, and when each is looked at next. What
+must always hold: a slot is said to be ready only when for every earlier assignment in its list the log has ended, or a
+counting checkpoint of it says that the slot was released at that epoch or a later one. A hint (`heard`) only says where
+to look at once. It reads the store; should it give no answers, the reading waits. A log that keeps a slot for longer
+than its patience is ended: whoever writes it is fenced, and what it acknowledged is kept.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable, Mapping, Sequence
+
+import msgspec
+
+from kafscale.clock import Clock
+from kafscale.storage.keys import Keys
+from kafscale.storage.planted import NO_BUGS, PlantedBugs
+from kafscale.storage.store import ObjectStore
+from kafscale.storage.takeover import LogEnd, LogReader, find_end, read_release, seal_log
+
+log = logging.getLogger(__name__)
+
+# How long after a look that found a log in use comes the next; it doubles up to the longest.
+FIRST_LOOK_SECONDS = 0.1
+LONGEST_LOOK_SECONDS = 1.0
+
+
+class Earlier(msgspec.Struct, frozen=True):
+    """An earlier assignment of a slot: the log that may hold its newest manifest, and the epoch it was given at."""
+
+    epoch: int
+    log_id: str
+
+
+Lists = Mapping[int, Sequence[Earlier]]
+
+
+class _Awaited:
+    """A log that is not done with a slot, as far as is known."""
+
+    __slots__ = ("due_at", "end", "hint", "since", "wait")
+
+    def __init__(self, now: float) -> None:
+        self.since = self.due_at = now
+        self.wait = FIRST_LOOK_SECONDS
+        self.end: LogEnd | None = None
+        # Where the log is said to have released something.
+        self.hint: int | None = None
+
+    def take_hint(self) -> int | None:
+        hint, self.hint = self.hint, None
+        return hint
+
+
+class EarlierLogs:
+    """The logs that one loader of slots waits for."""
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        keys: Keys,
+        clock: Clock,
+        random_source: random.Random,
+        writer: str,
+        patience_seconds: float,
+        bugs: PlantedBugs = NO_BUGS,
+    ) -> None:
+        """`writer` is named in the seals of logs that are ended from here."""
+        self._store = store
+        self._keys = keys
+        self._reader = LogReader(store, keys, clock, random_source)
+        self._clock = clock
+        self._random = random_source
+        self._writer = writer
+        self._patience_seconds = patience_seconds
+        self._bugs = bugs
+        self._awaited: dict[str, _Awaited] = {}
+        self._woken = asyncio.Event()
+
+    def heard(self, log_id: str, sequence: int) -> None:
+        """The log is said to have released slots in its object of that number."""
+        awaited = self._awaited.get(log_id)
+        if awaited is not None:
+            awaited.hint = sequence
+            awaited.due_at = self._clock.monotonic()
+            self._woken.set()
+
+    def wake(self) -> None:
+        """What is wanted has changed."""
+        self._woken.set()
+
+    async def ready(self, wanted: Callable[[], Lists], is_waiting: bool) -> tuple[Lists, dict[str, LogEnd]]:
+        """The slots of `wanted()` that can be loaded now, and how far each log that their lists name goes.
+
+        Where there is none it waits, as long as something is wanted; or, where not `is_waiting`, returns nothing. No
+        other task runs between the last call of `wanted` and the return. Raises Corrupt.
+        """
+        while lists := wanted():
+            await self._look(lists)
+            lists = wanted()
+            found = {slot: entries for slot, entries in lists.items() if self._are_done(slot, entries)}
+            if found or not is_waiting:
+                return found, {log_id: a.end for log_id, a in self._awaited.items() if a.end is not None}
+            await self._rest(lists)
+        self._awaited.clear()
+        return {}, {}
+
+    def _are_done(self, slot: int, entries: Sequence[Earlier]) -> bool:
+        return all(self._is_done(slot, entry) for entry in entries)
+
+    def _is_done(self, slot: int, entry: Earlier) -> bool:
+        awaited = self._awaited.get(entry.log_id)
+        if awaited is None or awaited.end is None:
+            return False
+        end = awaited.end
+        if end.sealed or self._bugs.gap_is_the_end:
+            return True
+        return end.checkpoint is not None and end.checkpoint.released.get(slot, 0) >= entry.epoch
+
+    async def _look(self, lists: Lists) -> None:
+        """Read the logs that are due, all at once."""
+        now = self._clock.monotonic()
+        named = {entry.log_id for entries in lists.values() for entry in entries}
+        self._awaited = {log_id: self._awaited.get(log_id) or _Awaited(now) for log_id in sorted(named)}
+        due = [(log_id, awaited) for log_id, awaited in self._in_use(lists) if awaited.due_at <= now]
+        await asyncio.gather(*(self._read(log_id, awaited) for log_id, awaited in due))
+
+    def _in_use(self, lists: Lists) -> list[tuple[str, _Awaited]]:
+        """The logs that are not done with some slot."""
+        named = {entry.log_id for slot, entries in lists.items() for entry in entries if not self._is_done(slot, entry)}
+        return [(log_id, awaited) for log_id, awaited in self._awaited.items() if log_id in named]
+
+    async def _read(self, log_id: str, awaited: _Awaited) -> None:
+        hint = awaited.take_hint()
+        found = None if hint is None else await read_release(self._reader, log_id, hint)
+        if found is None:
+            if self._clock.monotonic() - awaited.since >= self._patience_seconds:
+                log.warning("a log does not release its slots and is ended", extra={"log_id": log_id})
+                await seal_log(
+                    self._store,
+                    self._keys,
+                    log_id,
+                    self._clock,
+                    self._random,
+                    self._writer,
+                    "it did not release slots that were given to others",
+                )
+            found = await find_end(self._reader, log_id)
+        awaited.end = found
+        # What was heard meanwhile is looked at without delay.
+        awaited.due_at = self._clock.monotonic() + (awaited.wait if awaited.hint is None else 0.0)
+        awaited.wait = min(2 * awaited.wait, LONGEST_LOOK_SECONDS)
+
+    async def _rest(self, lists: Lists) -> None:
+        """Wait until a log is due, or something has changed."""
+        due_at = min((awaited.due_at for _, awaited in self._in_use(lists)), default=0.0)
+        timer = self._clock.call_later(max(0.0, due_at - self._clock.monotonic()), self._woken.set)
+        try:
+            await self._woken.wait()
+        finally:
+            timer.cancel()
+        self._woken.clear()
