@@ -104,6 +104,10 @@ sim: $(VENV)/.development  ## Simulate SEEDS=1000 clusters under faults
 day: $(VENV)/.development  ## A worker's day on a bucket in compressed time: objects and dollars, hour by hour
 	$(BIN)/python -m tests.bench.day $(ARGS)
 
+.PHONY: model
+model: $(VENV)/.development  ## Explore the model of ownership further than CI does
+	$(BIN)/python -m tests.model.run $(ARGS)
+
 .PHONY: demo
 demo: $(VENV)/.development  ## 336,776 flights through three clients, with the rates
 	@$(BIN)/python -m loadtest.demo $(ARGS)
