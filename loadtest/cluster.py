@@ -32,6 +32,7 @@ class Cluster:
     """`brokers` brokers of `workers` workers each; a context that starts them one after the other.
 
     `settings` are KAFSCALE_* variables for all; `make` builds a broker's process (a `BrokerProcess` or a kind of it).
+    `spare` more brokers may be added later.
     """
 
     def __init__(
@@ -41,10 +42,12 @@ class Cluster:
         settings: Mapping[str, str] | None = None,
         with_etcd: bool = True,
         make: Callable[..., BrokerProcess] = BrokerProcess,
+        spare: int = 0,
     ) -> None:
         self._resources = contextlib.ExitStack()
         self._folder = Path(self._resources.enter_context(tempfile.TemporaryDirectory(prefix="kafscale-cluster-")))
-        self.count = brokers
+        self.count = brokers + spare
+        self._started_at_once = brokers
         self._workers = workers
         self._settings = dict(settings or {})
         self._make = make
@@ -69,7 +72,7 @@ class Cluster:
             links |= {f"etcd-{number}": ("tcp", f"127.0.0.1:{self.etcd.port}") for number in range(self.count)}
         links["s3-client"] = ("http", self.s3.address)
         self.proxy = self._resources.enter_context(Proxy(links))
-        for number in range(self.count):
+        for number in range(self._started_at_once):
             self.add(number)
 
     def add(self, number: int) -> BrokerProcess:

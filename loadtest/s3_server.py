@@ -38,7 +38,7 @@ class S3Server:
 
     def __init__(self, bucket: str = "kafscale") -> None:
         if not PYTHON.exists():
-            raise RuntimeError(f"there is no {PYTHON}: make {PYTHON.parent.parent.name}")
+            raise RuntimeError(f"there is no {PYTHON}: run: make ministack")
         self.bucket = bucket
         self.port = free_port()
         self._folder = tempfile.TemporaryDirectory(prefix="kafscale-s3-")

@@ -10,6 +10,7 @@ when that is fenced both end.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Coroutine
 
 from kafscale.control import Released, ToSupervisor
@@ -20,6 +21,9 @@ from kafscale.storage.flush import Flush
 from kafscale.storage.flusher import Flusher
 from workers.checkpoints import Checkpointer
 from workers.ownership import Ownership, settle
+
+
+log = logging.getLogger(__name__)
 
 
 class Handovers:
@@ -82,6 +86,7 @@ class Handovers:
                 self._ownership.serve(loaded)
                 self._compactor.slots_loaded()
                 self._metrics.cells[SLOTS_TAKEN_OVER] += len(loaded)
+                log.info("slots were taken over", extra={"slots": len(loaded)})
                 # Some of it may have been given away meanwhile.
                 self.follow()
         finally:
@@ -94,11 +99,13 @@ class Handovers:
         self._is_releasing = True
         try:
             while epochs := self._ownership.to_release():
+                log.info("slots were given to others", extra={"slots": len(epochs)})
                 # Others go on appending: what is closed waits for what holds some of it, and no longer.
                 await durable(self._flusher.hasten())
                 sequence = await self._checkpointer.write(releasing=epochs)
                 self._ownership.released_at(epochs)
                 self._metrics.cells[SLOTS_RELEASED] += len(epochs)
+                log.info("slots were released", extra={"slots": len(epochs), "sequence": sequence})
                 self._send(Released(self._log_id, epochs, sequence))
         finally:
             self._is_releasing = False

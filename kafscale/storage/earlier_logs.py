@@ -42,17 +42,20 @@ Lists = Mapping[int, Sequence[Earlier]]
 class _Awaited:
     """A log that is not done with a slot, as far as is known."""
 
-    __slots__ = ("due_at", "end", "hint", "since", "wait")
+    __slots__ = ("due_at", "end", "hint", "hinted", "log_id", "since", "wait")
 
-    def __init__(self, now: float) -> None:
+    def __init__(self, log_id: str, now: float) -> None:
+        self.log_id = log_id
         self.since = self.due_at = now
         self.wait = FIRST_LOOK_SECONDS
         self.end: LogEnd | None = None
         # Where the log is said to have released something.
         self.hint: int | None = None
+        self.hinted = asyncio.Event()
 
     def take_hint(self) -> int | None:
         hint, self.hint = self.hint, None
+        self.hinted.clear()
         return hint
 
 
@@ -86,8 +89,7 @@ class EarlierLogs:
         awaited = self._awaited.get(log_id)
         if awaited is not None:
             awaited.hint = sequence
-            awaited.due_at = self._clock.monotonic()
-            self._woken.set()
+            awaited.hinted.set()
 
     def wake(self) -> None:
         """What is wanted has changed."""
@@ -96,18 +98,39 @@ class EarlierLogs:
     async def ready(self, wanted: Callable[[], Lists], is_waiting: bool) -> tuple[Lists, dict[str, LogEnd]]:
         """The slots of `wanted()` that can be loaded now, and how far each log that their lists name goes.
 
-        Where there is none it waits, as long as something is wanted; or, where not `is_waiting`, returns nothing. No
-        other task runs between the last call of `wanted` and the return. Raises Corrupt.
+        Where there is none it waits, as long as something is wanted; or, where not `is_waiting`, returns nothing once
+        every log was looked at. No other task runs between the last call of `wanted` and the return. Raises Corrupt.
         """
-        while lists := wanted():
-            await self._look(lists)
-            lists = wanted()
-            found = {slot: entries for slot, entries in lists.items() if self._are_done(slot, entries)}
-            if found or not is_waiting:
-                return found, {log_id: a.end for log_id, a in self._awaited.items() if a.end is not None}
-            await self._rest(lists)
+        watches: dict[str, asyncio.Task[None]] = {}
+        try:
+            while lists := wanted():
+                in_use = self._follow(lists)
+                for log_id, awaited in in_use.items():
+                    if log_id not in watches:
+                        watches[log_id] = asyncio.ensure_future(self._watch(awaited))
+                found = {slot: entries for slot, entries in lists.items() if self._are_done(slot, entries)}
+                if found if is_waiting else all(awaited.end is not None for awaited in in_use.values()):
+                    return found, {log_id: a.end for log_id, a in self._awaited.items() if a.end is not None}
+                await self._woken.wait()
+                self._woken.clear()
+                for watch in watches.values():
+                    if watch.done():
+                        watch.result()
+        finally:
+            for watch in watches.values():
+                watch.cancel()
         self._awaited.clear()
         return {}, {}
+
+    def _follow(self, lists: Lists) -> dict[str, _Awaited]:
+        """Note which logs the lists name; returns those that are not done with some slot."""
+        now = self._clock.monotonic()
+        named = {entry.log_id for entries in lists.values() for entry in entries}
+        self._awaited = {log_id: self._awaited.get(log_id) or _Awaited(log_id, now) for log_id in sorted(named)}
+        in_use = {
+            entry.log_id for slot, entries in lists.items() for entry in entries if not self._is_done(slot, entry)
+        }
+        return {log_id: awaited for log_id, awaited in self._awaited.items() if log_id in in_use}
 
     def _are_done(self, slot: int, entries: Sequence[Earlier]) -> bool:
         return all(self._is_done(slot, entry) for entry in entries)
@@ -121,46 +144,52 @@ class EarlierLogs:
             return True
         return end.checkpoint is not None and end.checkpoint.released.get(slot, 0) >= entry.epoch
 
-    async def _look(self, lists: Lists) -> None:
-        """Read the logs that are due, all at once."""
-        now = self._clock.monotonic()
-        named = {entry.log_id for entries in lists.values() for entry in entries}
-        self._awaited = {log_id: self._awaited.get(log_id) or _Awaited(now) for log_id in sorted(named)}
-        due = [(log_id, awaited) for log_id, awaited in self._in_use(lists) if awaited.due_at <= now]
-        await asyncio.gather(*(self._read(log_id, awaited) for log_id, awaited in due))
-
-    def _in_use(self, lists: Lists) -> list[tuple[str, _Awaited]]:
-        """The logs that are not done with some slot."""
-        named = {entry.log_id for slot, entries in lists.items() for entry in entries if not self._is_done(slot, entry)}
-        return [(log_id, awaited) for log_id, awaited in self._awaited.items() if log_id in named]
-
-    async def _read(self, log_id: str, awaited: _Awaited) -> None:
-        hint = awaited.take_hint()
-        found = None if hint is None else await read_release(self._reader, log_id, hint)
-        if found is None:
-            if self._clock.monotonic() - awaited.since >= self._patience_seconds:
-                log.warning("a log does not release its slots and is ended", extra={"log_id": log_id})
-                await seal_log(
-                    self._store,
-                    self._keys,
-                    log_id,
-                    self._clock,
-                    self._random,
-                    self._writer,
-                    "it did not release slots that were given to others",
-                )
-            found = await find_end(self._reader, log_id)
-        awaited.end = found
-        # What was heard meanwhile is looked at without delay.
-        awaited.due_at = self._clock.monotonic() + (awaited.wait if awaited.hint is None else 0.0)
-        awaited.wait = min(2 * awaited.wait, LONGEST_LOOK_SECONDS)
-
-    async def _rest(self, lists: Lists) -> None:
-        """Wait until a log is due, or something has changed."""
-        due_at = min((awaited.due_at for _, awaited in self._in_use(lists)), default=0.0)
-        timer = self._clock.call_later(max(0.0, due_at - self._clock.monotonic()), self._woken.set)
+    async def _watch(self, awaited: _Awaited) -> None:
+        """Look at one log whenever it is due or hinted at, until it has ended. Raises Corrupt."""
         try:
-            await self._woken.wait()
+            while awaited.end is None or not awaited.end.sealed:
+                await self._rest(awaited)
+                awaited.end = await self._read(awaited)
+                awaited.due_at = self._clock.monotonic() + awaited.wait
+                awaited.wait = min(2 * awaited.wait, LONGEST_LOOK_SECONDS)
+                self._woken.set()
+        finally:
+            self._woken.set()
+
+    async def _rest(self, awaited: _Awaited) -> None:
+        timer = self._clock.call_later(max(0.0, awaited.due_at - self._clock.monotonic()), awaited.hinted.set)
+        try:
+            await awaited.hinted.wait()
         finally:
             timer.cancel()
-        self._woken.clear()
+
+    async def _read(self, awaited: _Awaited) -> LogEnd:
+        """How far the log goes. A busy log is long to walk: a hint breaks that off."""
+        while True:
+            hint = awaited.take_hint()
+            found = None if hint is None else await read_release(self._reader, awaited.log_id, hint)
+            if found is not None:
+                return found
+            walk = asyncio.ensure_future(self._walk(awaited))
+            hinted = asyncio.ensure_future(awaited.hinted.wait())
+            try:
+                await asyncio.wait({walk, hinted}, return_when=asyncio.FIRST_COMPLETED)
+                if walk.done():
+                    return walk.result()
+            finally:
+                walk.cancel()
+                hinted.cancel()
+
+    async def _walk(self, awaited: _Awaited) -> LogEnd:
+        if self._clock.monotonic() - awaited.since >= self._patience_seconds:
+            log.warning("a log does not release its slots and is ended", extra={"log_id": awaited.log_id})
+            await seal_log(
+                self._store,
+                self._keys,
+                awaited.log_id,
+                self._clock,
+                self._random,
+                self._writer,
+                "it did not release slots that were given to others",
+            )
+        return await find_end(self._reader, awaited.log_id)
