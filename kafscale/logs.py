@@ -24,6 +24,8 @@ FIELD_MAX_CHARS = 1024
 FIELDS_MAX = 32
 STACK_MAX_CHARS = 16 * 1024
 
+LIBRARIES = ("botocore", "aiobotocore", "aiohttp", "urllib3", "grpc", "etcd3", "asyncio")
+
 # What a LogRecord has of its own; all else came in through `extra`.
 _OWN_ATTRIBUTES = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 # JSON fields that an extra may not replace.
@@ -45,6 +47,9 @@ def configure(settings: Settings, role: str, *, worker: int | None = None, strea
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(_LEVELS[settings.log_level])
+    # What libraries say while they work would bury our lines, and has requests in it with what signs them.
+    for name in LIBRARIES:
+        logging.getLogger(name).setLevel(logging.WARNING)
     # A reader of our stderr that went away must not turn every line into a traceback, which nobody could read either.
     logging.raiseExceptions = False
     logging.captureWarnings(True)

@@ -76,6 +76,10 @@ class Handovers:
         """Another's log is said to have released something in its object of that number."""
         self._earlier_logs.heard(log_id, sequence)
 
+    def stop(self) -> None:
+        """Wait for nobody's release any more. The tasks are whoever's `spawn` made them."""
+        self._earlier_logs.close()
+
     async def _take_over(self, is_waiting: bool) -> None:
         if self._is_loading:
             return

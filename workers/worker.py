@@ -348,6 +348,7 @@ class Worker:
 
     def _end(self) -> None:
         self.is_stopped = True
+        self._handovers.stop()
         self._upkeep.stop()
         self.groups.stop()
         self.log.stop()

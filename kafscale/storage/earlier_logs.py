@@ -42,7 +42,7 @@ Lists = Mapping[int, Sequence[Earlier]]
 class _Awaited:
     """A log that is not done with a slot, as far as is known."""
 
-    __slots__ = ("due_at", "end", "hint", "hinted", "log_id", "since", "wait")
+    __slots__ = ("due_at", "end", "hint", "hinted", "log_id", "since", "wait", "watch")
 
     def __init__(self, log_id: str, now: float) -> None:
         self.log_id = log_id
@@ -52,15 +52,25 @@ class _Awaited:
         # Where the log is said to have released something.
         self.hint: int | None = None
         self.hinted = asyncio.Event()
+        # Goes on while slots are being loaded: what comes next is ready the sooner.
+        self.watch: asyncio.Task[None] | None = None
 
     def take_hint(self) -> int | None:
         hint, self.hint = self.hint, None
         self.hinted.clear()
         return hint
 
+    def raise_failure(self) -> None:
+        if self.watch is not None and self.watch.done():
+            self.watch.result()
+
+    def close(self) -> None:
+        if self.watch is not None:
+            self.watch.cancel()
+
 
 class EarlierLogs:
-    """The logs that one loader of slots waits for."""
+    """The logs that one loader of slots waits for. `close` when it ends."""
 
     def __init__(
         self,
@@ -101,36 +111,43 @@ class EarlierLogs:
         Where there is none it waits, as long as something is wanted; or, where not `is_waiting`, returns nothing once
         every log was looked at. No other task runs between the last call of `wanted` and the return. Raises Corrupt.
         """
-        watches: dict[str, asyncio.Task[None]] = {}
         try:
             while lists := wanted():
                 in_use = self._follow(lists)
-                for log_id, awaited in in_use.items():
-                    if log_id not in watches:
-                        watches[log_id] = asyncio.ensure_future(self._watch(awaited))
                 found = {slot: entries for slot, entries in lists.items() if self._are_done(slot, entries)}
-                if found if is_waiting else all(awaited.end is not None for awaited in in_use.values()):
+                if found if is_waiting else all(awaited.end is not None for awaited in in_use):
                     return found, {log_id: a.end for log_id, a in self._awaited.items() if a.end is not None}
                 await self._woken.wait()
                 self._woken.clear()
-                for watch in watches.values():
-                    if watch.done():
-                        watch.result()
-        finally:
-            for watch in watches.values():
-                watch.cancel()
-        self._awaited.clear()
+                for awaited in in_use:
+                    awaited.raise_failure()
+        except BaseException:
+            self.close()
+            raise
+        self.close()
         return {}, {}
 
-    def _follow(self, lists: Lists) -> dict[str, _Awaited]:
-        """Note which logs the lists name; returns those that are not done with some slot."""
-        now = self._clock.monotonic()
+    def close(self) -> None:
+        """Wait for nothing more."""
+        for awaited in self._awaited.values():
+            awaited.close()
+        self._awaited.clear()
+
+    def _follow(self, lists: Lists) -> list[_Awaited]:
+        """Watch the logs that the lists name, and no others; returns those that are not done with some slot."""
         named = {entry.log_id for entries in lists.values() for entry in entries}
-        self._awaited = {log_id: self._awaited.get(log_id) or _Awaited(log_id, now) for log_id in sorted(named)}
-        in_use = {
-            entry.log_id for slot, entries in lists.items() for entry in entries if not self._is_done(slot, entry)
-        }
-        return {log_id: awaited for log_id, awaited in self._awaited.items() if log_id in in_use}
+        for log_id in sorted(self._awaited.keys() - named):
+            self._awaited.pop(log_id).close()
+        in_use = sorted(
+            {entry.log_id for slot, entries in lists.items() for entry in entries if not self._is_done(slot, entry)}
+        )
+        for log_id in in_use:
+            awaited = self._awaited.get(log_id)
+            if awaited is None:
+                awaited = self._awaited[log_id] = _Awaited(log_id, self._clock.monotonic())
+            if awaited.watch is None:
+                awaited.watch = asyncio.ensure_future(self._watch(awaited))
+        return [self._awaited[log_id] for log_id in in_use]
 
     def _are_done(self, slot: int, entries: Sequence[Earlier]) -> bool:
         return all(self._is_done(slot, entry) for entry in entries)

@@ -171,3 +171,15 @@ def test_rate_limits_are_bounded_in_memory() -> None:
     assert len(limited._seen) == 8 and limited.permit(99) is None and limited.permit(0) == 0
     assert [once.permit(n) for n in (1, 1, 2)] == [True, False, True]
     assert sum(once.permit(n) for n in range(100)) == 6
+
+
+def test_libraries_say_nothing_of_their_requests() -> None:
+    """Goal: at the level debug, too, no library writes down requests and what signs them."""
+    stream = io.StringIO()
+    logs.configure(Settings(log_level="debug", log_format="json"), "worker", worker=0, stream=stream)
+    for name in ("botocore.auth", "botocore.endpoint", "aiobotocore.regions", "urllib3.connectionpool"):
+        logging.getLogger(name).debug("Signature: AKIDSECRET")
+    logging.getLogger("botocore.credentials").warning("expires soon")
+    logging.getLogger("kafscale.storage").debug("ours")
+    assert "AKIDSECRET" not in stream.getvalue()
+    assert "expires soon" in stream.getvalue() and "ours" in stream.getvalue()
