@@ -20,7 +20,7 @@ from typing import Any, Self
 
 from loadtest import wire
 from loadtest.broker_process import BrokerProcess, wait_for
-from loadtest.cluster import LEASE_TTL_MS, Cluster
+from loadtest.cluster import LEASE_TTL_MS, PATIENCE_S, Cluster
 from loadtest.measure import report
 
 PARTITIONS = 16
@@ -54,6 +54,9 @@ class Writer:
     def interruption_s(self, since: float) -> float:
         times = [at for at in self.acknowledged if at >= since]
         return max((after - before for before, after in itertools.pairwise([since, *times])), default=0.0)
+
+    def took_records_since(self, when: float) -> bool:
+        return bool(self.acknowledged) and self.acknowledged[-1] > when
 
     def _run(self) -> None:
         connections: dict[int, wire.Connection] = {}
@@ -108,6 +111,8 @@ class Trial:
         began = time.monotonic()
         act()
         settled()
+        settled_at = time.monotonic()
+        wait_for(lambda: all(w.took_records_since(settled_at) for w in self._writers), PATIENCE_S, "records are taken")
         self.calm()
         after = [writer.leader for writer in self._writers]
         lost = {writer: writer.interruption_s(began) - usual for writer in self._writers}

@@ -22,7 +22,6 @@ from kafscale.storage.flusher import Flusher
 from workers.checkpoints import Checkpointer
 from workers.ownership import Ownership, settle
 
-
 log = logging.getLogger(__name__)
 
 

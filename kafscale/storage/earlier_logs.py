@@ -209,4 +209,4 @@ class EarlierLogs:
                 self._writer,
                 "it did not release slots that were given to others",
             )
-        return await find_end(self._reader, awaited.log_id)
+        return await find_end(self._reader, awaited.log_id, awaited.end)

@@ -51,7 +51,9 @@ from kafscale.storage.worker_log import MAX_IN_FLIGHT
 SEALS_AT_ONCE = 2 * MAX_IN_FLIGHT
 # Who writes the seals at number 0 of swept logs (`sweep.py`): the rest of such a log may be gone.
 SWEEPER = "sweep"
+# How many numbers are read at once, at first and at most: what lies above the end is asked for in vain.
 READS_AT_ONCE = 16
+MOST_READS_AT_ONCE = 64
 
 
 class LogEnd(msgspec.Struct, frozen=True):
@@ -65,6 +67,7 @@ class LogEnd(msgspec.Struct, frozen=True):
     replay_from: int
     checkpoint: Checkpoint | None
     objects: list[LogObject]
+    checkpoint_sequence: int = -1
 
 
 class LogObject(msgspec.Struct, frozen=True):
@@ -166,25 +169,39 @@ class LogReader:
                 return None
 
 
-async def find_end(reader: LogReader, log_id: str) -> LogEnd:
-    """How far the log goes now; of a swept one nothing counts any more. Raises Corrupt."""
-    checkpoint: Checkpoint | None = None
-    checkpoint_sequence = -1
+async def find_end(reader: LogReader, log_id: str, so_far: LogEnd | None = None) -> LogEnd:
+    """How far the log goes now; of a swept one nothing counts any more. Raises Corrupt.
+
+    What was found `so_far` is not read again, unless a newer checkpoint counts by now: then what was above it may have
+    been deleted, and numbers that were taken may be free.
+    """
+    if so_far is not None and so_far.sealed:
+        return so_far
     try:
         found = await reader.newest_checkpoint(log_id)
     except Corrupt:
         if await reader.was_swept(log_id):
             return LogEnd(log_id, True, 0, 0, None, [])
         raise
-    if found is not None:
-        checkpoint_sequence, checkpoint = found
-    number = replay_from = checkpoint.covered if checkpoint is not None else 0
-    walked: list[LogObject] = []
+    if so_far is None or (found is not None and found[0] > so_far.checkpoint_sequence):
+        sequence, checkpoint = found if found is not None else (-1, None)
+        covered = checkpoint.covered if checkpoint is not None else 0
+        so_far = LogEnd(log_id, False, covered, covered, checkpoint, [], sequence)
+    return await _walk_on(reader, so_far)
+
+
+async def _walk_on(reader: LogReader, so_far: LogEnd) -> LogEnd:
+    """From where that ends up to a gap or a seal."""
+    checkpoint, checkpoint_sequence = so_far.checkpoint, so_far.checkpoint_sequence
+    number, replay_from, walked = so_far.end, so_far.replay_from, list(so_far.objects)
+    at_once = READS_AT_ONCE
     while True:
-        window = await asyncio.gather(*(reader.read(log_id, number + i) for i in range(READS_AT_ONCE)))
+        window = await asyncio.gather(*(reader.read(so_far.log_id, number + i) for i in range(at_once)))
+        at_once = min(2 * at_once, MOST_READS_AT_ONCE)
         for entry in window:
             if entry is None or entry.seal is not None:
-                return LogEnd(log_id, entry is not None, number, replay_from, checkpoint, walked)
+                is_sealed = entry is not None
+                return LogEnd(so_far.log_id, is_sealed, number, replay_from, checkpoint, walked, checkpoint_sequence)
             if entry.checkpoint is not None and number > checkpoint_sequence:
                 # Everything from its covered sequence up to here has been walked: it counts.
                 checkpoint, checkpoint_sequence = entry.checkpoint, number
@@ -202,13 +219,13 @@ async def read_release(reader: LogReader, log_id: str, sequence: int) -> LogEnd 
         return None
     covered = found.checkpoint.covered
     walked = []
-    for start in range(covered, sequence, READS_AT_ONCE):
-        numbers = range(start, min(start + READS_AT_ONCE, sequence))
+    for start in range(covered, sequence, MOST_READS_AT_ONCE):
+        numbers = range(start, min(start + MOST_READS_AT_ONCE, sequence))
         for entry in await asyncio.gather(*(reader.read(log_id, number) for number in numbers)):
             if entry is None or entry.seal is not None:
                 return None
             walked.append(entry)
-    return LogEnd(log_id, False, sequence + 1, covered, found.checkpoint, [*walked, found])
+    return LogEnd(log_id, False, sequence + 1, covered, found.checkpoint, [*walked, found], sequence)
 
 
 async def seal_log(
@@ -226,8 +243,9 @@ async def seal_log(
     Raises Corrupt where what counts of the log can't be read.
     """
     reader = LogReader(store, keys, clock, random_source)
+    found: LogEnd | None = None
     while True:
-        found = await find_end(reader, log_id)
+        found = await find_end(reader, log_id, found)
         if found.sealed or bugs.gap_is_the_end:
             return found
         await asyncio.gather(

@@ -13,7 +13,7 @@ from kafscale.errors import Corrupt, StoreUnavailable
 from kafscale.storage.log_objects import BatchGroup, Kind, Seal, encode_header, encode_small
 from kafscale.storage.manifest import decode_manifest
 from kafscale.storage.store import Purpose
-from kafscale.storage.takeover import SEALS_AT_ONCE, LogEnd, LogReader, find_end, seal_log
+from kafscale.storage.takeover import READS_AT_ONCE, SEALS_AT_ONCE, LogEnd, LogReader, find_end, seal_log
 from kafscale.storage.worker_log import MAX_IN_FLIGHT
 from tests.unit.storage.rig import (
     KEYS,
@@ -300,3 +300,36 @@ def test_sealing_outlasts_a_silent_store():
 def test_more_seals_are_tried_than_an_owner_has_in_flight():
     """Goal: the figures that keep a busy owner from outrunning its end."""
     assert SEALS_AT_ONCE >= 2 * MAX_IN_FLIGHT
+
+
+@UNHURRIED
+@given(seed=st.integers(0, 10_000), looks=st.lists(st.floats(0, 0.2), min_size=1, max_size=4), is_sealed=st.booleans())
+def test_what_was_found_so_far_is_gone_on_from(seed, looks, is_sealed):
+    """Goal: going on from an earlier look comes to what a fresh look comes to, though the owner has deleted meanwhile
+    what that look began with; and it reads less."""
+
+    async def main() -> None:
+        owner = Owner(seed)
+        work = asyncio.ensure_future(owner.work(30))
+        log_id = owner.writer.log_id
+        so_far: LogEnd | None = None
+        for wait in looks:
+            await owner.clock.sleep(wait)
+            so_far = await find_end(owner.reader, log_id, so_far)
+        if is_sealed:
+            await owner.seal()
+        work.cancel()
+        await owner.clock.sleep(10)
+        for expected in [await owner.end()] * 2:
+            owner.store.asked.clear()
+            so_far = await find_end(owner.reader, log_id, so_far)
+            assert (so_far.sealed, so_far.end, so_far.replay_from, so_far.checkpoint) == (
+                expected.sealed,
+                expected.end,
+                expected.replay_from,
+                expected.checkpoint,
+            )
+            assert [entry.key for entry in so_far.objects] == [entry.key for entry in expected.objects]
+        assert len([key for how, key in owner.store.asked if how == "get_tail"]) <= 2 + READS_AT_ONCE
+
+    run(main())
