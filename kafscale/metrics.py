@@ -55,9 +55,13 @@ _OTHER = "other"
 # Kafka's error codes run from -1; those above the last known are counted together.
 ERROR_CODE_MAX = 135
 
-CLOSE_REASONS = ("client", "idle", "slow_request", "too_large", "protocol", "limit", "fenced", "drain", "error", "peer")
+CLOSE_REASONS = (
+    *("client", "idle", "slow_request", "too_large", "protocol", "limit", "fenced", "drain", "error", "peer"),
+    *("handshake", "proxy", "authentication", "session"),
+)
 # Those of `security.peer_handshake`, and what else keeps two workers apart.
 PEER_REASONS = ("magic", "version", "cluster", "node", "secret", "message", "forged", "limit", "unreachable")
+MECHANISMS = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER", "TLS", "other")
 STORE_VERBS = ("put", "get", "list", "delete")
 STORE_PURPOSES = ("flush", "compaction", "cold_read", "recovery", "checkpoint", "manifest", "cluster", "sweep")
 
@@ -165,6 +169,12 @@ CONNECTIONS_ACCEPTED = _declare.counter(
 CONNECTIONS_CLOSED = _declare.counter(
     "kafscale_connections_closed_total", "Client connections closed, by why.", {"reason": CLOSE_REASONS}
 )
+AUTHENTICATIONS = _declare.counter(
+    "kafscale_authentications_total",
+    "Logins by SASL and by client certificate, and re-authentications.",
+    {"mechanism": MECHANISMS, "result": ("success", "failure")},
+)
+HANDSHAKES = _declare.counter("kafscale_tls_handshakes_total", "TLS handshakes.", {"result": ("success", "failure")})
 LOOP_LAG_MAX = _declare.gauge(
     "kafscale_loop_lag_max_seconds", "Longest time of late that the event loop was busy.", scale=MICRO
 )

@@ -25,6 +25,7 @@ from kafscale.coordination.cluster import (
     Assign,
     Change,
     ClusterState,
+    SetDecoyKey,
     Topic,
     Version,
     apply,
@@ -334,11 +335,17 @@ def first_state(settings: Settings, now_ms: int, workers: Sequence[Incarnation])
         cluster_id=base64.urlsafe_b64encode(new_topic_id()).rstrip(b"=").decode(),
         slot_count=settings.slots,
         topics={offsets.name: offsets},
+        decoy_key=new_decoy_key(),
         slots=[[] for _ in range(settings.slots)],
     )
     for slot, entries in assignment.start(state, workers, {}).slots.items():
         state.slots[slot] = entries
     return state
+
+
+def new_decoy_key() -> bytes:
+    """A secret of 244 random bits."""
+    return uuid.uuid4().bytes + uuid.uuid4().bytes
 
 
 def new_topic_id() -> bytes:
@@ -357,7 +364,10 @@ def _start_anew(
     if _named_logs(state, broker_id) - ended.keys() - {worker.log_id for worker in workers}:
         return [], False
     change = assignment.hand_over(state, workers, ended)
-    return ([] if change is None else [change]), True
+    changes: list[Change] = [] if change is None else [change]
+    if not state.decoy_key:
+        changes.append(SetDecoyKey(new_decoy_key()))  # A cluster from before there was one.
+    return changes, True
 
 
 def _named_logs(state: ClusterState, broker_id: int | None) -> set[str]:

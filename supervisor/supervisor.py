@@ -27,7 +27,7 @@ from kafscale.control import AdoptListener, Configure, DropListener, NodeAddress
 from kafscale.coordination.cluster import encode_state_without_acls
 from kafscale.coordination.opening import open_coordination
 from kafscale.coordination.store import CoordinationStore
-from kafscale.errors import StoreError, StoreFailed, UsageError
+from kafscale.errors import StoreError, StoreFailed
 from kafscale.metrics import MetricsBlock
 from kafscale.security.cluster_secret import ClusterSecret, read_secret
 from kafscale.storage.cluster_log import FIRST_VERSION
@@ -181,8 +181,6 @@ class Supervisor:
         return http_socket, self._spawner
 
     async def _start(self) -> None:
-        if any(one.protocol != "PLAINTEXT" or one.proxy_protocol for one in listeners_of(self._settings)):
-            raise UsageError("listeners with TLS, SASL or the PROXY protocol are not served yet")
         # What is broken in it stops the start before anything is bound.
         await self._security.load()
         http_socket, spawner = await self._bind()

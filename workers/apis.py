@@ -37,6 +37,8 @@ from workers.handlers import (
     offset_fetch,
     offset_for_leader_epoch,
     produce,
+    sasl_authenticate,
+    sasl_handshake,
     sync_group,
 )
 from workers.handlers.api_versions import ApiVersionsHandler
@@ -68,6 +70,7 @@ def _served() -> list[AnyHandler]:
         Handler(key.SYNC_GROUP, 0, 5, sync_group.handle),
         Handler(key.DESCRIBE_GROUPS, 0, 6, describe_groups.handle, describe_groups.failed),
         Handler(key.LIST_GROUPS, 0, 5, list_groups.handle),
+        Handler(key.SASL_HANDSHAKE, 0, 1, sasl_handshake.handle),
         Handler(key.CREATE_TOPICS, 2, 7, create_topics.handle, create_topics.failed, is_admin=True),
         Handler(key.DELETE_TOPICS, 1, 6, delete_topics.handle, delete_topics.failed, is_admin=True),
         Handler(key.DELETE_RECORDS, 0, 2, delete_records.handle, delete_records.failed, is_admin=True),
@@ -79,6 +82,7 @@ def _served() -> list[AnyHandler]:
         Handler(key.DESCRIBE_CONFIGS, 1, 4, describe_configs.handle, describe_configs.failed),
         Handler(key.ALTER_CONFIGS, 0, 2, alter_configs.handle, alter_configs.failed, is_admin=True),
         Handler(key.DESCRIBE_LOG_DIRS, 1, 5, describe_log_dirs.handle),
+        Handler(key.SASL_AUTHENTICATE, 0, 2, sasl_authenticate.handle),
         Handler(key.CREATE_PARTITIONS, 0, 3, create_partitions.handle, create_partitions.failed, is_admin=True),
         Handler(key.DELETE_GROUPS, 0, 2, delete_groups.handle, delete_groups.failed, is_admin=True),
         Handler(key.INCREMENTAL_ALTER_CONFIGS, 0, 1, incremental_alter_configs.handle, incremental_alter_configs.failed,

@@ -7,14 +7,22 @@ a link to another worker for what that one has proven its right to say.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
-from kafscale.security.access import Access
+from kafscale.security.access import ANONYMOUS, Access
+from kafscale.security.principals import principal_of
 
 if TYPE_CHECKING:
+    from workers.connection import Pending
     from workers.listener import Listener
     from workers.refused_batches import RefusedBatches
     from workers.repeated_produce import RepeatedProduce
+
+
+class Gate(Protocol):
+    """Stands before dispatch: true if it has dealt with the request. Raises ProtocolError."""
+
+    def intercept(self, buffer: bytearray | memoryview, start: int, end: int, pending: Pending, now: float) -> bool: ...
 
 
 class Caller:
@@ -22,12 +30,16 @@ class Caller:
     passed on to them. `repeated_produce`: how to serve a Produce that is like the last one; None until there is one.
     `refused_batches`: what of its producers' has to come again first; None while nothing was refused. `access`: what
     the principal may do; None until it asks for something. `records_at`: where in a large Produce its records are
-    likely to begin, as they did in the last one; memory for the next is chosen by that."""
+    likely to begin, as they did in the last one; memory for the next is chosen by that. `gate`: what every request must
+    pass first, if anything. `is_named_by_client`: the principal is what each request's client id says."""
 
     __slots__ = (
         "access",
         "client_host",
+        "client_id",
         "forwards",
+        "gate",
+        "is_named_by_client",
         "listener",
         "principal",
         "records_at",
@@ -44,3 +56,12 @@ class Caller:
         self.refused_batches: RefusedBatches | None = None
         self.access: Access | None = None
         self.records_at = 0
+        self.gate: Gate | None = None
+        self.is_named_by_client = False
+        # The client id that the principal was made of.
+        self.client_id: str | None = None
+
+    def take_name(self, client_id: str | None) -> None:
+        """From now on the client is who it says."""
+        self.client_id = client_id
+        self.principal = principal_of(client_id) if client_id and not client_id.isspace() else ANONYMOUS

@@ -26,12 +26,15 @@ from kafscale.metrics import BYTES_RECEIVED, BYTES_SENT
 from kafscale.protocol.fetch import FetchResult
 from kafscale.protocol.schema import Buffer
 from kafscale.security.access import ANONYMOUS
-from workers.caller import Caller
+from kafscale.security.addresses import normalized_address
+from workers.caller import Caller, Gate
 
 if TYPE_CHECKING:
     from workers.connections import Connections
     from workers.listener import Listener
 
+# Called once, with a connection that was just made and its transport.
+Welcome = Callable[["Connection", asyncio.Transport], None]
 Frame = tuple[bytearray | memoryview, int, int]
 Answer = Buffer | list[Buffer]
 
@@ -150,6 +153,11 @@ class OrderedPending(Pending):
         self._close_reason = reason
         self.answer(None)
 
+    def answer_and_close(self, buffers: Answer | None, reason: str) -> None:
+        """Answer, and close the connection behind it."""
+        self._close_reason = reason
+        self.answer(buffers)
+
     @property
     def is_first(self) -> bool:
         """Whether everything before it is answered, so that it may be answered in parts."""
@@ -167,6 +175,7 @@ class Connection(Caller, asyncio.BufferedProtocol):
     __slots__ = (
         "_carry",
         "_filled",
+        "_frame_bytes_max",
         "_had_large",
         "_in_flight",
         "_is_exclusive",
@@ -179,19 +188,30 @@ class Connection(Caller, asyncio.BufferedProtocol):
         "_transport",
         "_waiting",
         "_waiting_bytes",
+        "_welcome",
+        "counted_at",
         "forwarded",
         "frame_began",
         "head",
+        "is_authenticated",
         "is_closed",
         "is_dirty",
         "last_active",
     )
 
-    def __init__(self, shared: Connections, listener: Listener | None = None) -> None:
+    def __init__(self, shared: Connections, listener: Listener | None = None, welcome: Welcome | None = None) -> None:
+        """`welcome` says, when the connection is made, who the client is."""
         listener = listener or shared.listener
         Caller.__init__(self, listener, "", ANONYMOUS, forwards=listener.is_shared)
         self._shared = shared
         self._transport: asyncio.Transport | None = None
+        self._welcome = welcome
+        # Smaller while nobody knows who the client is.
+        self._frame_bytes_max = shared.frame_bytes_max
+        # Whether the client has shown who it is; where its listener has SASL, what it may do depends on that.
+        self.is_authenticated = False
+        # The address for which it counts against the limit of connections from one; empty for none.
+        self.counted_at = ""
         # What other workers know of it, if anything was passed on; to be closed with it.
         self.forwarded: Forwarded | None = None
         self.is_closed = False
@@ -221,9 +241,14 @@ class Connection(Caller, asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
-        peer: Any = transport.get_extra_info("peername")
-        self.client_host = _host_of(peer)
+        if not self.client_host:
+            peer: Any = transport.get_extra_info("peername")
+            self.client_host = _host_of(peer)
         self._shared.add(self, self._transport)
+        welcome = self._welcome
+        if welcome is not None and not self.is_closed:
+            self._welcome = None
+            welcome(self, self._transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
         if not self.is_closed:
@@ -277,7 +302,6 @@ class Connection(Caller, asyncio.BufferedProtocol):
 
     def _consume(self, buffer: bytearray, position: int, end: int) -> None:
         """Hand on every complete frame of `buffer[position:end]` and keep the rest."""
-        frame_bytes_max = self._shared.frame_bytes_max
         while end - position >= 4:
             if self._paused & _PAUSED_FOR_GOOD:
                 return
@@ -288,7 +312,7 @@ class Connection(Caller, asyncio.BufferedProtocol):
                     break
                 self._receive(buffer, position + 4, frame_end)
                 position = frame_end
-            elif not 0 <= size <= frame_bytes_max:
+            elif not 0 <= size <= self._frame_bytes_max:
                 self._refuse_size(size)
                 return
             elif end - position <= SMALL_FRAME_BYTES:
@@ -314,7 +338,7 @@ class Connection(Caller, asyncio.BufferedProtocol):
             if len(carry) < 4:
                 return position
         size: int = _SIZE.unpack_from(carry)[0]
-        if not 0 <= size <= self._shared.frame_bytes_max:
+        if not 0 <= size <= self._frame_bytes_max:
             self._refuse_size(size)
             return end
         # Of a large frame no more is kept here than it takes to deserve memory of its own.
@@ -593,6 +617,28 @@ class Connection(Caller, asyncio.BufferedProtocol):
         else:
             self._transport.writelines(out)
 
+    @property
+    def was_made(self) -> bool:
+        """Whether there has been a transport: if so, `connection_lost` comes, or has come."""
+        return self._transport is not None
+
+    # -- who the client is -------------------------------------------------------------------------------------------
+
+    def must_authenticate(self, gate: Gate, frame_bytes_max: int) -> None:
+        """Let nothing pass but by the gate, which calls `authenticated`; and no large frame, and not for long."""
+        self.gate = gate
+        self._frame_bytes_max = min(frame_bytes_max, self._shared.frame_bytes_max)
+        self._shared.await_authentication(self)
+
+    def authenticated(self, principal: str) -> None:
+        """The client has shown that it is `principal`."""
+        self.principal = principal
+        self.access = None
+        if not self.is_authenticated:
+            self.is_authenticated = True
+            self._frame_bytes_max = self._shared.frame_bytes_max
+            self._shared.forget_unknown(self)
+
     # -- the end -----------------------------------------------------------------------------------------------------
 
     def close(self, reason: str) -> None:
@@ -658,5 +704,4 @@ class Connection(Caller, asyncio.BufferedProtocol):
 
 def _host_of(peer: Any) -> str:
     """The client's address without its port; an IPv4 address that came in through an IPv6 socket as IPv4."""
-    host = str(peer[0]) if isinstance(peer, (tuple, list)) and peer else "unknown"
-    return host.removeprefix("::ffff:") if host.startswith("::ffff:") and "." in host else host
+    return normalized_address(str(peer[0])) if isinstance(peer, (tuple, list)) and peer else "unknown"

@@ -95,6 +95,8 @@ class Connections:
         self.turn_left = BEGUN_PER_TURN_MAX
         self._clock = clock
         self._connections_max = settings.connections_max
+        self._per_address_max = settings.connections_max_per_address
+        self._authentication_seconds = settings.authentication_timeout_ms / 1000
         self._idle_seconds = settings.connections_idle_ms / 1000
         self._frame_seconds = settings.frame_header_timeout_ms / 1000
         self._complaints = RateLimited(clock, COMPLAINT_INTERVAL_SECONDS)
@@ -105,6 +107,12 @@ class Connections:
         # Insertion order is what makes these dicts and not sets: runs are repeatable, and the first came first.
         self._all: dict[Connection, None] = {}
         self._receiving: dict[Connection, None] = {}
+        # Who has not authenticated yet, with the time until which it must have; the first came first.
+        self._unknown: dict[Connection, float] = {}
+        # Sockets that were accepted and are no connections yet: handshakes in progress.
+        self.arriving = 0
+        # Connections, and those arriving, by client address; only where there is a limit.
+        self._by_address: dict[str, int] = {}
         self._starved: dict[Connection, None] = {}
         self._held: dict[Holdable, None] = {}
         self._round: list[Connection] = []
@@ -164,8 +172,45 @@ class Connections:
         else:
             transport.set_write_buffer_limits(WRITE_HIGH_WATER_BYTES, WRITE_LOW_WATER_BYTES)
 
+    @property
+    def is_full(self) -> bool:
+        """Whether no more may come."""
+        return self._is_draining or len(self._all) + self.arriving >= self._connections_max
+
+    def enter(self, host: str) -> bool:
+        """Count a client's address, unless there are too many of it already. To be undone by `leave`."""
+        if self._per_address_max is None:
+            return True
+        count = self._by_address.get(host, 0)
+        if count >= self._per_address_max:
+            return False
+        self._by_address[host] = count + 1
+        return True
+
+    def leave(self, host: str) -> None:
+        count = self._by_address.get(host, 0)
+        if count > 1:
+            self._by_address[host] = count - 1
+        else:
+            self._by_address.pop(host, None)
+
+    def await_authentication(self, connection: Connection) -> None:
+        """Close the connection if `forget_unknown` does not come in time."""
+        self._unknown[connection] = self._clock.monotonic() + self._authentication_seconds
+
+    def forget_unknown(self, connection: Connection) -> None:
+        self._unknown.pop(connection, None)
+
+    def refuse(self, host: str, reason: str, what: str) -> None:
+        """Count and log that a client was turned away before there was a connection."""
+        self.count_closed(reason)
+        self._complaints.log(log, logging.WARNING, "connection refused", key=reason, client=host, why=what)
+
     def remove(self, connection: Connection) -> None:
         self._all.pop(connection, None)
+        self._unknown.pop(connection, None)
+        if connection.counted_at:
+            self.leave(connection.counted_at)
         self._receiving.pop(connection, None)
         self._starved.pop(connection, None)
         self._held.pop(connection, None)
@@ -282,6 +327,10 @@ class Connections:
         self.now = self._clock.monotonic()
         for connection in list(self._receiving):
             self._check_frame(connection)
+        for connection in [one for one, until in self._unknown.items() if until <= self.now]:
+            self.complain(connection, "authentication", "it did not authenticate in time")
+            connection.close("authentication")
+            self._unknown.pop(connection, None)
         if not self._round:
             self._round = list(self._all)
         for _ in range(min(len(self._round), 1 + len(self._all) // SWEEPS_PER_ROUND)):

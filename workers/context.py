@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from kafscale.storage.reads import ColdReader
     from kafscale.storage.worker_log import WorkerLog
     from workers.admin import Admin
+    from workers.authentication import Authenticator
     from workers.authorization import Authority
     from workers.groups import Groups
     from workers.lease import Lease
@@ -90,6 +91,7 @@ class Context:
     ownership: Ownership
     groups: Groups
     admin: Admin
+    authenticator: Authenticator
     producer_ids: ProducerIds
     authority: Authority
     metrics: MetricsBlock

@@ -146,6 +146,9 @@ class Dispatcher:
             # We may have been replaced without knowing it. The client comes back, here or to our successor.
             pending.close_connection("fenced")
             return
+        gate = connection.gate
+        if gate is not None and gate.intercept(buffer, start, end, pending, now):
+            return
         repeated = connection.repeated_produce
         if repeated is not None and isinstance(buffer, bytearray) and repeated.serve(buffer, start, end, pending, now):
             return
@@ -156,6 +159,8 @@ class Dispatcher:
         if not row.min_version <= header.api_version <= row.max_version:
             self._refuse_version(row, header, pending)
             return
+        if connection.is_named_by_client and header.client_id != connection.client_id:
+            connection.take_name(header.client_id)
         if connection.forwards and self.forward is not None:
             passed = self.forward(row.api, row.failed, header, connection, buffer, start, position, end, pending)
             if passed:
@@ -164,6 +169,8 @@ class Dispatcher:
         access = connection.access
         if access is None or access.rules is not self._authority.rules or access.principal is not connection.principal:
             access = connection.access = self._authority.access(connection.principal, connection.client_host)
+            # The same text, not just an equal one, so that the next request need not ask.
+            connection.principal = access.principal
         request = Request(header, connection.client_host, connection.principal, connection.listener, access)
         is_allowed = row.is_listed and (row.needs is None or access.allows_cluster(row.needs))
         if row.raw is None:

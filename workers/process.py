@@ -41,6 +41,7 @@ from kafscale.errors import KafscaleError
 from kafscale.metrics import ACL_SNAPSHOTS_REFUSED, MetricsBlock
 from kafscale.security.snapshot import Snapshot
 from kafscale.storage.opening import open_store
+from workers.acceptor import BACKLOG, Acceptor, Pace
 from workers.peers.outgoing import OutgoingLink
 from workers.peers.peers import Peers
 from workers.snapshots import SnapshotReceiver
@@ -48,7 +49,6 @@ from workers.worker import Worker
 
 log = logging.getLogger(__name__)
 
-BACKLOG = 4096
 # Collections otherwise set the tail latency: few, and never of what was there at the start.
 GC_THRESHOLDS = (50_000, 50, 100)
 _PR_SET_PDEATHSIG = 1
@@ -68,7 +68,9 @@ class Process(asyncio.Protocol):
         # What came with `Configure` in one read. A version of the cluster log among it is not told twice.
         self._early: list[ToWorker] = []
         self._configure: Configure | None = None
+        # For other workers; clients come by the acceptor.
         self._servers: dict[int, asyncio.Server] = {}
+        self._acceptor: Acceptor | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         # The newest snapshot of ACLs, and that there is one.
         self._snapshot: Snapshot | None = None
@@ -89,7 +91,7 @@ class Process(asyncio.Protocol):
                 case Drain():
                     self._run(self._drain())
                 case AdoptListener(worker_index):
-                    self._run(self._adopt(worker_index))
+                    self._adopt(worker_index)
                 case DropListener(worker_index):
                     self._drop(worker_index)
                 case _ if self._worker is None:
@@ -148,10 +150,7 @@ class Process(asyncio.Protocol):
             await self._has_snapshot.wait()
         if self._worker.peers is not None and self._configure.peers is not None:
             await self._listen_to_peers(self._worker.peers, self._configure.peers)
-        for sockets in self._configure.sockets:
-            for fd in (sockets.private_fd, sockets.bootstrap_fds[self._configure.worker_index]):
-                if fd >= 0:
-                    await self._listen(sockets.name, fd)
+        self._listen_to_clients(self._configure, self._worker)
 
     async def _listen_to_peers(self, peers: Peers, sockets: PeerSockets) -> None:
         loop = asyncio.get_running_loop()
@@ -183,31 +182,30 @@ class Process(asyncio.Protocol):
             sibling.close()
             raise
 
-    async def _listen(self, listener: str, fd: int) -> None:
-        assert self._worker is not None
-        if fd not in self._servers:
-            # A duplicate: closing the server must not close what a sibling may accept on later.
-            sock = socket.socket(fileno=os.dup(fd))
-            make = self._worker.connection_factory(listener)
-            self._servers[fd] = await asyncio.get_running_loop().create_server(make, sock=sock, backlog=BACKLOG)
+    def _listen_to_clients(self, configure: Configure, worker: Worker) -> None:
+        self._acceptor = Acceptor(Pace(configure.settings.connections_per_second_max, self._clock), self._clock)
+        for sockets in configure.sockets:
+            for fd in (sockets.private_fd, sockets.bootstrap_fds[configure.worker_index]):
+                if fd >= 0:
+                    self._acceptor.open(fd, worker.entrance(sockets.name).arrive)
 
-    async def _adopt(self, worker_index: int) -> None:
-        if self._configure is None or self._worker is None or self._worker.is_stopped:
+    def _adopt(self, worker_index: int) -> None:
+        if self._configure is None or self._worker is None or self._acceptor is None or self._worker.is_stopped:
             return
         for sockets in self._configure.sockets:
-            await self._listen(sockets.name, sockets.bootstrap_fds[worker_index])
+            self._acceptor.open(sockets.bootstrap_fds[worker_index], self._worker.entrance(sockets.name).arrive)
 
     def _drop(self, worker_index: int) -> None:
-        if self._configure is not None:
+        if self._configure is not None and self._acceptor is not None:
             for sockets in self._configure.sockets:
-                server = self._servers.pop(sockets.bootstrap_fds[worker_index], None)
-                if server is not None:
-                    server.close()
+                self._acceptor.close(sockets.bootstrap_fds[worker_index])
 
     async def _drain(self) -> None:
         for server in self._servers.values():
             server.close()
         self._servers.clear()
+        if self._acceptor is not None:
+            self._acceptor.close_all()
         if self._worker is not None and not self._worker.is_stopped:
             await self._worker.drain()
         self._finish(0)

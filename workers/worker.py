@@ -11,7 +11,6 @@ simulation can run many.
 from __future__ import annotations
 
 import asyncio
-import functools
 import logging
 import random
 from collections.abc import Awaitable, Callable, Coroutine
@@ -26,6 +25,7 @@ from kafscale.control import (
     Configure,
     Drained,
     Fenced,
+    KeysWanted,
     Nodes,
     PeerReleased,
     Ping,
@@ -69,12 +69,14 @@ from kafscale.storage.tail_cache import TailCache
 from kafscale.storage.worker_log import WorkerLog
 from workers.admin import Admin
 from workers.apis import handlers
+from workers.authentication import Authenticator
 from workers.authorization import Authority
 from workers.checkpoints import Checkpointer
-from workers.connection import SMALL_FRAME_BYTES, Connection
+from workers.connection import SMALL_FRAME_BYTES
 from workers.connections import Connections
 from workers.context import ClusterView, Context
 from workers.dispatch import Dispatcher
+from workers.entrance import Entrance
 from workers.forwarding.forwarder import Forwarder
 from workers.forwarding.places import Places
 from workers.groups import Groups
@@ -165,10 +167,15 @@ class Worker:
         self._admin = Admin(clock, send)
         self.lease = Lease(clock, self.log, settings.worker_hang_timeout_ms / 1000 * LEASE_SHARE)
         self.authority = Authority(clock, metrics, is_on=settings.acl_enabled)
+        self.authenticator = Authenticator(settings, clock, metrics, lambda: send(KeysWanted()))
+        self.authenticator.follow(self.cluster.state)
         context = self._make_context(reader, ProducerIds(metered, keys, clock, random_source, self.log_id), bugs)
         slabs = SlabPool(SLAB_BYTES, settings.cache_bytes + settings.produce_buffer_bytes, tail.evict)
+        self._securing = asyncio.Lock()
+        self._security = configure.security
         self._listeners = _listeners_of(settings)
         self.connections, self.peers = self._make_connections(Dispatcher(context, handlers()), slabs, dial)
+        self._entrances = self._make_entrances()
         self.compactor = self._make_compactor(keys, random_source, tail)
         self._handovers = Handovers(
             self.log_id,
@@ -210,6 +217,7 @@ class Worker:
             ownership=self.ownership,
             groups=self.groups,
             admin=self._admin,
+            authenticator=self.authenticator,
             producer_ids=producer_ids,
             authority=self.authority,
             metrics=self._metrics,
@@ -218,9 +226,31 @@ class Worker:
             hold_produce=self._hold_produce,
         )
 
-    def connection_factory(self, listener: str) -> Callable[[], Connection]:
-        """What makes the protocol of a connection to the listener."""
-        return functools.partial(Connection, self.connections, self._listeners[listener])
+    def entrance(self, listener: str) -> Entrance:
+        """By which clients of a listener come in."""
+        return self._entrances[listener]
+
+    def _make_entrances(self) -> dict[str, Entrance]:
+        settings, connections = self._settings, self.connections
+        return {
+            own.name: Entrance(settings, own, self._listeners[own.name], connections, self.authenticator)
+            for own in listeners_of(settings)
+        }
+
+    async def _use_security(self, security: Security) -> None:
+        """Take over what was read from the files of certificates, keys and credentials. Raises CertificateProblem."""
+        # One after the other: the last one counts.
+        async with self._securing:
+            self.authenticator.replace_security(security)
+            for name, files in security.tls.items():
+                await self._entrances[name].use(files)
+
+    async def _change_security(self, security: Security) -> None:
+        try:
+            await self._use_security(security)
+        except Exception:
+            # The supervisor has found it sound. Whatever it is, what is in force is not less safe than before.
+            log.exception("new certificates, keys or credentials can't be used; what was there stays")
 
     def _make_connections(
         self, dispatcher: Dispatcher, slabs: SlabPool, dial: Dial
@@ -264,7 +294,7 @@ class Worker:
             case CommandReply():
                 self._admin.on_reply(message)
             case Security():
-                pass
+                self._spawn(self._change_security(message))
             case PeerReleased(log_id, _, sequence):
                 self._handovers.heard(log_id, sequence)
             case _:
@@ -279,6 +309,7 @@ class Worker:
     def _follow(self, payload: bytes) -> None:
         state = apply(self.cluster.state, decode_version_without_acls(payload))
         self.cluster.replace_state(state)
+        self.authenticator.follow(state)
         self.ownership.apply_state(state)
         self._handovers.follow()
 
@@ -291,6 +322,7 @@ class Worker:
         if self.peers is not None:
             self.peers.start(asyncio.get_running_loop().call_soon)
         await self._handovers.take_over_ready()
+        await self._use_security(self._security)
         await listen()
         self._upkeep.start()
         self._send(Serving(self.cluster.state.version))
@@ -352,6 +384,9 @@ class Worker:
         self._upkeep.stop()
         self.groups.stop()
         self.log.stop()
+        self.authenticator.stop()
+        for entrance in self._entrances.values():
+            entrance.stop()
         for task in list(self._tasks):
             task.cancel()
 

@@ -81,7 +81,48 @@ class DeleteAcls(msgspec.Struct, frozen=True, tag=True):
     bindings: list[AclBinding]
 
 
-Change = CreateTopic | DeleteTopic | SetPartitions | SetConfigs | Assign | CreateAcls | DeleteAcls
+class ScramCredential(msgspec.Struct, frozen=True, array_like=True):
+    """What is kept of a password (RFC 5802): nothing that would let one log in."""
+
+    salt: bytes
+    stored_key: bytes
+    server_key: bytes
+    iterations: int
+
+    def __repr__(self) -> str:
+        return f"ScramCredential({self.iterations} iterations)"
+
+
+class SetCredential(msgspec.Struct, frozen=True, tag=True):
+    """A user's credential for one SCRAM mechanism. None: there is none, whatever a broker's bootstrap file says."""
+
+    user: str
+    mechanism: str
+    credential: ScramCredential | None
+
+
+class ForgetCredential(msgspec.Struct, frozen=True, tag=True):
+    """Nothing is said any more of a user's credential for this mechanism."""
+
+    user: str
+    mechanism: str
+
+
+class SetDecoyKey(msgspec.Struct, frozen=True, tag=True):
+    """The secret that decoys for unknown users are made with. Set once."""
+
+    key: bytes
+
+    def __repr__(self) -> str:
+        return "SetDecoyKey(…)"
+
+
+AclChange = CreateAcls | DeleteAcls
+CredentialChange = SetCredential | ForgetCredential
+TopicChange = CreateTopic | DeleteTopic | SetPartitions | SetConfigs | Assign
+Change = TopicChange | AclChange | CredentialChange | SetDecoyKey
+# user → SCRAM mechanism → credential, or None as `SetCredential` says.
+Credentials = dict[str, dict[str, ScramCredential | None]]
 
 
 class ClusterState(msgspec.Struct, kw_only=True):
@@ -95,6 +136,9 @@ class ClusterState(msgspec.Struct, kw_only=True):
     slots: list[list[Assignment]] = []
     # Each once, in the order in which they were created. Workers' states have none: they go by what is compiled.
     acls: list[AclBinding] = []
+    # Replaced when one changes, never changed.
+    credentials: dict[str, dict[str, ScramCredential | None]] = {}
+    decoy_key: bytes = b""
 
     def owner(self, slot: int) -> Assignment | None:
         """The slot's current assignment; None before its first."""
@@ -129,11 +173,20 @@ def apply(state: ClusterState, version: Version) -> ClusterState:
     topics = dict(state.topics)
     slots = list(state.slots)
     acls = state.acls
+    credentials = state.credentials
+    decoy_key = state.decoy_key
     for change in version.changes:
-        if isinstance(change, CreateAcls | DeleteAcls):
-            acls = apply_acls(change, acls)
-        else:
-            apply_change(change, topics, slots)
+        match change:
+            case CreateAcls() | DeleteAcls():
+                acls = apply_acls(change, acls)
+            case SetCredential() | ForgetCredential():
+                if credentials is state.credentials:
+                    credentials = dict(credentials)
+                apply_credential(change, credentials)
+            case SetDecoyKey(key):
+                decoy_key = decoy_key or key
+            case _:
+                apply_change(change, topics, slots)
     return ClusterState(
         version=version.version,
         cluster_id=state.cluster_id,
@@ -142,10 +195,24 @@ def apply(state: ClusterState, version: Version) -> ClusterState:
         topics=topics,
         slots=slots,
         acls=acls,
+        credentials=credentials,
+        decoy_key=decoy_key,
     )
 
 
-def apply_acls(change: CreateAcls | DeleteAcls, acls: list[AclBinding]) -> list[AclBinding]:
+def apply_credential(change: CredentialChange, credentials: Credentials) -> None:
+    """Apply one change in place; what there was of the user stays as it is."""
+    of_user = dict(credentials.get(change.user, {}))
+    if isinstance(change, SetCredential):
+        of_user[change.mechanism] = change.credential
+    else:
+        of_user.pop(change.mechanism, None)
+    credentials[change.user] = of_user
+    if not of_user:
+        del credentials[change.user]
+
+
+def apply_acls(change: AclChange, acls: list[AclBinding]) -> list[AclBinding]:
     """The ACLs after a change of them; a list of its own."""
     if isinstance(change, CreateAcls):
         return [*acls, *change.bindings]
@@ -153,7 +220,7 @@ def apply_acls(change: CreateAcls | DeleteAcls, acls: list[AclBinding]) -> list[
     return [binding for binding in acls if binding not in gone]
 
 
-def apply_change(change: Change, topics: dict[str, Topic], slots: list[list[Assignment]]) -> None:
+def apply_change(change: TopicChange, topics: dict[str, Topic], slots: list[list[Assignment]]) -> None:
     """Apply one change in place. Raises Corrupt where it breaks a rule that must hold."""
     match change:
         case CreateTopic(topic):
@@ -173,8 +240,6 @@ def apply_change(change: Change, topics: dict[str, Topic], slots: list[list[Assi
                 if before and assignments[-1].epoch < before[-1].epoch:
                     raise Corrupt(f"cluster log lowers the epoch of slot {slot}")
                 slots[slot] = assignments
-        case CreateAcls() | DeleteAcls():
-            raise AssertionError("ACLs are applied by apply_acls")
 
 
 def topic_name_error(name: str) -> str | None:
@@ -237,13 +302,15 @@ class _StateWithoutAcls(msgspec.Struct, kw_only=True):
     format_version: int = FORMAT_VERSION
     topics: dict[str, Topic] = {}
     slots: list[list[Assignment]] = []
+    credentials: dict[str, dict[str, ScramCredential | None]] = {}
+    decoy_key: bytes = b""
 
 
 class _VersionWithoutAcls(msgspec.Struct, frozen=True):
     version: int
     writer_id: str
     written_ms: int
-    changes: list[CreateTopic | DeleteTopic | SetPartitions | SetConfigs | Assign | _AclsCreated | _AclsDeleted] = []
+    changes: list[TopicChange | CredentialChange | SetDecoyKey | _AclsCreated | _AclsDeleted] = []
     snapshot: _StateWithoutAcls | None = None
 
 

@@ -24,6 +24,8 @@ from kafscale.protocol.error_codes import ErrorCode
 
 MAX_PARTITIONS_PER_TOPIC = 10_000
 MAX_PARTITIONS_PER_CLUSTER = 200_000
+# A few hundred bytes each, in every state.
+MAX_CREDENTIAL_USERS = 20_000
 # Bounds what one request may hold up the controller for.
 MAX_COMMANDS = 10_000
 # Names and settings of all topics: a state must fit a control frame (`control.MAX_FRAME_BYTES`).
@@ -84,7 +86,18 @@ class DeleteAcls(msgspec.Struct, frozen=True, tag="delete_acls", kw_only=True):
     filter: AclFilter
 
 
-Command = CreateTopic | DeleteTopic | CreatePartitions | AlterConfigs | CreateAcls | DeleteAcls
+class AlterCredential(msgspec.Struct, frozen=True, tag="alter_credential", kw_only=True):
+    """Set a user's credential for a SCRAM mechanism, or delete it (None). It has been found sound. `is_of_file`:
+    whether the broker's bootstrap file has one too."""
+
+    user: str
+    mechanism: str
+    credential: cluster.ScramCredential | None
+    is_of_file: bool = False
+
+
+TopicCommand = CreateTopic | DeleteTopic | CreatePartitions | AlterConfigs
+Command = TopicCommand | CreateAcls | DeleteAcls | AlterCredential
 
 
 class CommandResult(msgspec.Struct, frozen=True):
@@ -116,6 +129,7 @@ class Draft:
         self.text_bytes = sum(_text_bytes(topic) for topic in state.topics.values())
         self._folded = {_folded(name): name for name in state.topics}
         self.acls = AclDraft(state.acls)
+        self.credentials = dict(state.credentials)
 
     def take_changes(self) -> list[Change]:
         """What was changed since the last call."""
@@ -148,7 +162,7 @@ class Draft:
         """A change that is in the draft already."""
         self._changes.append(change)
 
-    def put(self, change: Change, before: Topic | None, after: Topic | None) -> None:
+    def put(self, change: cluster.TopicChange, before: Topic | None, after: Topic | None) -> None:
         """Apply `change`, which makes `before` into `after` (None: there is no such topic)."""
         apply_change(change, self.topics, [])
         self._changes.append(change)
@@ -193,6 +207,10 @@ def decide_all(
             if isinstance(command, CreateAcls | DeleteAcls):
                 results.append(_decide_acls(draft, command))
                 continue
+            if isinstance(command, AlterCredential):
+                _alter_credential(draft, command)
+                results.append(CommandResult())
+                continue
             results.append(CommandResult(topic=_decide_one(draft, command, new_topic_id, now_ms, default_partitions)))
         except Invalid as error:
             results.append(CommandResult(error_code=error.code, message=str(error)))
@@ -211,9 +229,29 @@ def _decide_acls(draft: Draft, command: CreateAcls | DeleteAcls) -> CommandResul
     return CommandResult(acls=deleted)
 
 
+def _alter_credential(draft: Draft, command: AlterCredential) -> None:
+    said = draft.credentials.get(command.user, {})
+    is_said = command.mechanism in said
+    has = said[command.mechanism] is not None if is_said else command.is_of_file
+    change: cluster.CredentialChange
+    if command.credential is None and not has:
+        raise Invalid(ErrorCode.RESOURCE_NOT_FOUND, "Attempt to delete a user credential that does not exist")
+    if command.credential is None and not command.is_of_file:
+        change = cluster.ForgetCredential(command.user, command.mechanism)
+    else:
+        # That a credential of the file is no more must be remembered, or the file would bring it back.
+        change = cluster.SetCredential(command.user, command.mechanism, command.credential)
+        if command.user not in draft.credentials and len(draft.credentials) >= MAX_CREDENTIAL_USERS:
+            raise Invalid(
+                ErrorCode.POLICY_VIOLATION, f"the cluster may have {MAX_CREDENTIAL_USERS} users with a password at most"
+            )
+    cluster.apply_credential(change, draft.credentials)
+    draft.note(change)
+
+
 def _decide_one(
     draft: Draft,
-    command: CreateTopic | DeleteTopic | CreatePartitions | AlterConfigs,
+    command: TopicCommand,
     new_topic_id: NewTopicId,
     now_ms: int,
     default_partitions: int,

@@ -31,6 +31,7 @@ from kafscale.storage.reads import ColdReader
 from tests.unit.workers.doubles import Bench, FakeTransport
 from workers.admin import Admin
 from workers.apis import handlers
+from workers.authentication import Authenticator
 from workers.authorization import Authority
 from workers.context import ClusterView
 from workers.dispatch import AnyHandler, Dispatcher
@@ -124,6 +125,7 @@ class Node:
             lease=self.lease,
             admin=self.admin,
             cold_reader=ColdReader(store, self.clock, 1 << 20),
+            authenticator=Authenticator(self.settings, self.clock, self.bench.metrics, lambda: None),
             producer_ids=ProducerIds(store, Keys("test"), self.clock, random.Random(1), "me"),
             authority=self.authority,
             metrics=self.bench.metrics,
@@ -155,6 +157,7 @@ class Node:
         if changes:
             state = apply(state, Version(state.version + 1, "controller", 0, changes))
             self.cluster.replace_state(state)
+            self.context.authenticator.follow(state)
             self.ownership.follow(self.cluster)
         self.admin.on_reply(CommandReply(request.request_id, state.version, encode_results(results)))
 
