@@ -67,14 +67,14 @@ class JsonFormatter(logging.Formatter):
             "ts": _timestamp(record),
             "level": _level(record),
             "logger": record.name,
-            "msg": _bounded(_message(record), FIELD_MAX_CHARS),
+            "msg": bounded(_message(record), FIELD_MAX_CHARS),
             **self._origin,
         }
         event.update(_extra(record))
         if record.exc_info and record.exc_info[1] is not None:
-            event["error"] = _bounded(_safe_str(record.exc_info[1]), FIELD_MAX_CHARS)
-            event["stack"] = _bounded(_stack(record), STACK_MAX_CHARS)
-        return _visible(orjson.dumps(event, option=orjson.OPT_NON_STR_KEYS).decode())
+            event["error"] = bounded(_safe_str(record.exc_info[1]), FIELD_MAX_CHARS)
+            event["stack"] = bounded(_stack(record), STACK_MAX_CHARS)
+        return visible(orjson.dumps(event, option=orjson.OPT_NON_STR_KEYS).decode())
 
 
 class TextFormatter(logging.Formatter):
@@ -86,12 +86,12 @@ class TextFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         time = _timestamp(record)[11:23]
-        message = _escaped(_bounded(_message(record), FIELD_MAX_CHARS))
+        message = _escaped(bounded(_message(record), FIELD_MAX_CHARS))
         parts = [f"{time} {_level(record).upper():5} {self._origin}  {message}"]
         parts += [f"{name}={_quoted(value)}" for name, value in _extra(record)]
         if record.exc_info and record.exc_info[1] is not None:
-            parts.append(f"error={_quoted(_bounded(_safe_str(record.exc_info[1]), FIELD_MAX_CHARS))}")
-            parts.append(f"stack={_quoted(_bounded(_stack(record), STACK_MAX_CHARS))}")
+            parts.append(f"error={_quoted(bounded(_safe_str(record.exc_info[1]), FIELD_MAX_CHARS))}")
+            parts.append(f"stack={_quoted(bounded(_stack(record), STACK_MAX_CHARS))}")
         return " ".join(parts)
 
 
@@ -181,11 +181,11 @@ def _plain(value: object) -> Any:
     if isinstance(value, int):
         return value if -(2**63) <= value < 2**64 else str(value)
     if isinstance(value, bytes | bytearray | memoryview):
-        return _bounded(bytes(value[:FIELD_MAX_CHARS]).hex(), FIELD_MAX_CHARS)
-    return _bounded(_safe_str(value), FIELD_MAX_CHARS)
+        return bounded(bytes(value[:FIELD_MAX_CHARS]).hex(), FIELD_MAX_CHARS)
+    return bounded(_safe_str(value), FIELD_MAX_CHARS)
 
 
-def _bounded(text: str, most: int) -> str:
+def bounded(text: str, most: int) -> str:
     """At most `most` characters, without lone surrogates, which have no UTF-8 form."""
     if len(text) > most:
         text = f"{text[:most]}… ({len(text)} characters)"
@@ -210,7 +210,7 @@ def _escaped(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def _visible(line: str) -> str:
+def visible(line: str) -> str:
     """JSON with what orjson leaves raw but a terminal obeys (DEL, C1 controls, U+2028, bidi marks) as JSON escapes."""
     if line.isprintable():
         return line
