@@ -164,6 +164,12 @@ class CommandReply(msgspec.Struct, frozen=True, tag=True):
     results: bytes
 
 
+class AuditWritten(msgspec.Struct, frozen=True, tag=True):
+    """To a worker: what it has sent to be put on record, up to its batch of this number, is."""
+
+    number: int
+
+
 class PeerReleased(msgspec.Struct, frozen=True, tag=True):
     """To a worker: the log of another has released these slots, slot → epoch of the assignment, in its object
     `sequence`. A hint of where to look: it saves a new owner the time until it looks by itself."""
@@ -225,6 +231,15 @@ class AclsInForce(msgspec.Struct, frozen=True, tag=True):
     generation: int
 
 
+class AuditBatch(msgspec.Struct, frozen=True, tag=True):
+    """To the supervisor: events to be put on record, encoded by `security.audit_event`; answered by `AuditWritten`.
+    `lost`: how many more there were, since the batch before, for which there was no room."""
+
+    number: int
+    events: bytes
+    lost: int = 0
+
+
 class Drained(msgspec.Struct, frozen=True, tag=True):
     """To the supervisor: everything received is durable and answered; the worker exits."""
 
@@ -239,9 +254,12 @@ ToWorker = (
     | DropListener
     | Drain
     | CommandReply
+    | AuditWritten
     | PeerReleased
 )
-ToSupervisor = Pong | Serving | CommandRequest | Fenced | StoreBroken | Released | KeysWanted | AclsInForce | Drained
+ToSupervisor = (
+    Pong | Serving | CommandRequest | Fenced | StoreBroken | Released | KeysWanted | AclsInForce | AuditBatch | Drained
+)
 
 _encoder = msgspec.msgpack.Encoder()
 

@@ -12,7 +12,7 @@ import asyncio
 import gc
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 # A change of the ACLs is answered without having come into force everywhere after so long.
 IN_FORCE_SECONDS_MAX: Final = 2.0
 FAILURE_INTERVAL_SECONDS: Final = 60.0
+DOCUMENT: Final = "ACL document"
 # A file that was changed so shortly before it was read may be changed again without its time showing it.
 SETTLED_NS: Final = 1_000_000_000
 
@@ -75,9 +76,16 @@ class _Made(NamedTuple):
 class Acls:
     """`prepare` before the first worker is configured, then `run` until the broker drains, then `close`."""
 
-    def __init__(self, settings: Settings, clock: Clock) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        clock: Clock,
+        on_reload: Callable[[str, str], None] = lambda what, cause: None,
+    ) -> None:
+        """`on_reload`, for an audit, gets what was read anew, and why it was refused if it was."""
         self._settings = settings
         self._clock = clock
+        self._on_reload = on_reload
         self._threads = Threads("acls", 1)
         self._source = DocumentSource(
             is_enabled=settings.acl_enabled,
@@ -182,6 +190,7 @@ class Acls:
         self._problem = found.problem
         if found.problem:
             if found.problem != before:
+                self._on_reload(DOCUMENT, found.problem)
                 log.critical(
                     "the ACL document can't be read; the one before stays in force",
                     extra={"source": found.source, "cause": found.problem},
@@ -191,6 +200,7 @@ class Acls:
             log.info("the ACL document can be read again", extra={"source": found.source})
         if await self._threads.call(lambda: found == self._document):
             return False
+        self._on_reload(DOCUMENT, "")
         log.info("the ACL document has changed", extra={"source": found.source})
         self._document = found
         return True
@@ -217,6 +227,7 @@ class Acls:
         else:
             return
         self._problem = loaded.problem
+        self._on_reload(DOCUMENT, loaded.problem)
         log.critical(message, extra={"source": loaded.source, "cause": loaded.problem})
 
     async def _make_or_keep(self) -> None:
@@ -224,6 +235,8 @@ class Acls:
             await self._make()
             self._has_failed = False
         except Exception as error:  # noqa: BLE001 - whatever happens, the broker goes on with the rules that it has
+            if not self._has_failed:
+                self._on_reload("ACLs", repr(error))
             self._has_failed = True
             self._failures.log(
                 log, logging.CRITICAL, "ACLs could not be compiled; those before stay in force", cause=repr(error)

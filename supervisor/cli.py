@@ -23,19 +23,26 @@ COMMANDS = {
     "config": "print every setting, its value and where it came from (--json; --markdown prints the manual)",
     "recover": "read the bucket and say what a start would bring up; changes nothing",
     "verify": "read the bucket and report what is missing, corrupt, unreferenced or out of place (--quick, --strict)",
+    "audit verify": "name the first audit record that was changed, removed or moved; of FILES, or - (--any-order)",
     "version": "print the version",
 }
 
-_USAGE = "kafscale [serve|config|recover|verify|version] [flags]"
+_USAGE = "kafscale [serve|config|recover|verify|audit verify|version] [flags]"
 
 # Flags that say what a command does, and the commands they belong to.
 _COMMAND_FLAGS = {
-    "json": ("config", "verify"),
+    "json": ("config", "verify", "audit verify"),
     "markdown": ("config",),
     "quick": ("verify",),
     "deep": ("verify",),
-    "strict": ("verify",),
+    "strict": ("verify", "audit verify"),
+    "any-order": ("audit verify",),
+    "no-anchors": ("audit verify",),
 }
+# Commands of two words, by the first.
+_PAIRS = {"audit": "audit verify"}
+# Those that take files as well.
+_WITH_FILES = ("audit verify",)
 _OTHER_FLAGS = ("--help", "--version", *(f"--{name}" for name in _COMMAND_FLAGS))
 
 Serve = Callable[[Resolved], int]
@@ -68,14 +75,14 @@ def _run(arguments: Sequence[str], environ: Mapping[str, str], serve: Serve) -> 
     if given.help:
         parser.print_help()
         return 0
-    command = _command(rest)
+    command, words = _command(rest)
     if given.version or command == "version":
         print(f"kafscale {kafscale.__version__}")
         return 0
     if command is None:
         raise UsageError(f"no command given; say one of {', '.join(COMMANDS)}, or --help")
     for name, commands in _COMMAND_FLAGS.items():
-        if getattr(given, name) and command not in commands:
+        if getattr(given, name.replace("-", "_")) and command not in commands:
             raise UsageError(f"--{name} belongs to the command {' and '.join(commands)}")
     if given.quick and given.deep:
         raise UsageError("--quick and --deep exclude each other; what is quick is not deep")
@@ -94,6 +101,17 @@ def _run(arguments: Sequence[str], environ: Mapping[str, str], serve: Serve) -> 
 
         options = verify.Options(quick=given.quick, strict=given.strict, as_json=given.json)
         return verify.run(resolved.settings, options)
+    if command == "audit verify":
+        from supervisor import audit_verify
+
+        wanted = audit_verify.Options(
+            files=tuple(words),
+            any_order=given.any_order,
+            without_anchors=given.no_anchors,
+            strict=given.strict,
+            as_json=given.json,
+        )
+        return audit_verify.run(resolved.settings, wanted)
     return serve(resolved) if command == "serve" else _print_settings(resolved, as_json=given.json)
 
 
@@ -123,20 +141,32 @@ def _print_markdown() -> int:
     return 0
 
 
-def _command(rest: Sequence[str]) -> str | None:
-    """The one command among the words that are no known flags."""
+def _command(rest: Sequence[str]) -> tuple[str | None, list[str]]:
+    """The one command among the words that are no known flags, and the files that it is given."""
     command: str | None = None
+    first: str | None = None
+    files: list[str] = []
     for word in rest:
-        if word.startswith("-"):
+        if word.startswith("-") and word != "-":
             flag = word.split("=", 1)[0]
             known = [*_OTHER_FLAGS, CONFIG_FLAG, *(d.flag for d in DECLARATIONS if d.flag is not None)]
             raise UsageError(f"unknown flag {_one_line(flag)}{hint(flag, known, '--')}")
+        if command in _WITH_FILES:
+            files.append(word)
+            continue
         if command is not None:
             raise UsageError(f"unexpected word {_one_line(word)} after the command {command}")
+        if first is None and word in _PAIRS:
+            first = word
+            continue
+        if first is not None:
+            word = f"{first} {word}"
         if word not in COMMANDS:
             raise UsageError(f"unknown command {_one_line(word)}{hint(word, COMMANDS)}")
-        command = word
-    return command
+        command, first = word, None
+    if first is not None:
+        raise UsageError(f"{first} is no command by itself; say {_PAIRS[first]}")
+    return command, files
 
 
 class _Parser(argparse.ArgumentParser):
@@ -150,7 +180,7 @@ def _parser() -> _Parser:
     parser = _Parser(
         prog="kafscale",
         usage=_USAGE,
-        description="A Kafka-protocol broker.\n\n" + "\n".join(f"  {name:9}{text}" for name, text in COMMANDS.items()),
+        description="A Kafka-protocol broker.\n\n" + "\n".join(f"  {name:14}{text}" for name, text in COMMANDS.items()),
         epilog="Every flag is also a variable (--data-dir: KAFSCALE_DATA_DIR) and a key of the TOML file (data_dir).",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

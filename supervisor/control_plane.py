@@ -19,7 +19,7 @@ from typing import Protocol
 
 from kafscale.clock import Clock
 from kafscale.config import Settings
-from kafscale.control import ClusterVersion, Configure, NodeAddress, Nodes, PeerReleased, Released, ToWorker
+from kafscale.control import AuditBatch, ClusterVersion, Configure, NodeAddress, Nodes, PeerReleased, Released, ToWorker
 from kafscale.coordination.assignment import NODES_PER_BROKER, broker_of
 from kafscale.coordination.cluster import ClusterState
 from kafscale.coordination.store import ClusterIdentity, CoordinationStore, EmbeddedCoordination, Member
@@ -91,7 +91,8 @@ class NoAcls:
 class Surroundings:
     """What the broker's process provides. `node_addresses` says where clients reach its nodes, given their numbers by
     worker index; `configure` who a worker is and what it inherits. `peer` is where other supervisors reach this one
-    ("host:port"), and `send_hint` sends to such an address. `on_keys_wanted`: a worker met an unknown signing key."""
+    ("host:port"), and `send_hint` sends to such an address. `on_keys_wanted`: a worker met an unknown signing key;
+    `on_audit`: one has something to be put on record."""
 
     spawner: Spawner
     node_addresses: Callable[[Sequence[int]], list[NodeAddress]]
@@ -104,6 +105,7 @@ class Surroundings:
     kill_hung: bool = True
     acls: AclFollower = field(default_factory=NoAcls)
     on_keys_wanted: Callable[[], None] = lambda: None
+    on_audit: Callable[[Child, AuditBatch], None] = lambda child, batch: None
 
 
 class ControlPlane:
@@ -177,6 +179,7 @@ class ControlPlane:
             on_released=self._on_released,
             on_keys_wanted=surroundings.on_keys_wanted,
             on_acls_in_force=surroundings.acls.came_into_force,
+            on_audit=surroundings.on_audit,
         )
         return [
             Post(index, settings.broker_id * NODES_PER_BROKER + index, Restarts(self._random), duties)

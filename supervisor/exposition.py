@@ -17,6 +17,7 @@ import kafscale
 from kafscale.metrics import BYTES_PRODUCED, LAYOUT, STORE_BYTES, STORE_OPERATIONS, MetricsBlock, label_sets
 from kafscale.metrics import Metric as Declared
 from supervisor.acls import AclFigures
+from supervisor.audit import AuditFigures
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
@@ -62,6 +63,7 @@ class SupervisorMetrics:
     security_failures: int = 0
     is_security_stale: bool = False
     acls: AclFigures = field(default_factory=AclFigures)
+    audit: AuditFigures = field(default_factory=AuditFigures)
 
     def worker(self, index: int) -> WorkerFigures:
         """The figures of a worker, made on first use."""
@@ -183,6 +185,7 @@ def _supervisor_families(figures: SupervisorMetrics) -> Iterator[Metric]:
     )
     yield from _security_families(figures)
     yield from _acl_families(figures.acls)
+    yield from _audit_families(figures.audit)
     build = GaugeMetricFamily("kafscale_build_info", "What runs here.", labels=["version", "python", "broker_id"])
     build.add_metric([kafscale.__version__, platform.python_version(), str(figures.broker_id)], 1)
     yield build
@@ -212,6 +215,28 @@ def _acl_families(acls: AclFigures) -> Iterator[Metric]:
         "kafscale_acl_document_problem",
         "Alarm: the newest ACL document can't be taken over; what was in force before still is.",
         value=float(bool(acls.problem)),
+    )
+
+
+def _audit_families(audit: AuditFigures) -> Iterator[Metric]:
+    if not audit.is_on:
+        return
+    yield CounterMetricFamily(
+        "kafscale_audit_records_total", "Audit records written since the start.", value=audit.records
+    )
+    yield GaugeMetricFamily("kafscale_audit_sequence", "The number of the newest audit record.", value=audit.sequence)
+    yield GaugeMetricFamily(
+        "kafscale_audit_anchored_sequence", "The newest of them that is anchored in the bucket.", value=audit.anchored
+    )
+    yield CounterMetricFamily(
+        "kafscale_audit_lost_total",
+        "Alarm: events that there was no room for; how many is on record.",
+        value=audit.lost,
+    )
+    yield GaugeMetricFamily(
+        "kafscale_audit_failing",
+        "Alarm: audit records can't be written; audit_when_full says what that leads to.",
+        value=float(audit.is_failing),
     )
 
 

@@ -7,7 +7,9 @@ import logging
 import os
 import random
 import signal
+import sys
 from collections.abc import Mapping, Sequence
+from typing import TextIO
 
 import msgspec
 import uvloop
@@ -32,7 +34,8 @@ async def _serve(settings: Settings, sources: Mapping[str, Source], worker_comma
         settings,
         SystemClock(),
         random.Random(),
-        announce=_print_line,
+        # Where the audit log is on standard output there is nothing else.
+        announce=_print_line if settings.audit_log != "stdout" else lambda line: _print_line(line, sys.stderr),
         worker_command=worker_command,
         kill_hung=os.environ.get(NO_KILL_VARIABLE) != "1",
         reload=lambda: _reload(settings, sources),
@@ -57,8 +60,8 @@ def _reload(settings: Settings, sources: Mapping[str, Source]) -> None:
     logging.getLogger(__name__).info("settings were read again", extra={"files": ", ".join(sorted(paths)) or "none"})
 
 
-def _print_line(line: str) -> None:
+def _print_line(line: str, stream: TextIO | None = None) -> None:
     try:
-        print(line, flush=True)
+        print(line, file=stream, flush=True)
     except BrokenPipeError:
         pass

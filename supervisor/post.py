@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from kafscale.clock import Clock
 from kafscale.control import (
     AclsInForce,
+    AuditBatch,
     CommandRequest,
     Configure,
     KeysWanted,
@@ -58,6 +59,7 @@ class Duties:
     on_released: Callable[[Post, Released], None] = lambda post, released: None
     on_keys_wanted: Callable[[], None] = lambda: None
     on_acls_in_force: Callable[[Child, int], None] = lambda child, generation: None
+    on_audit: Callable[[Child, AuditBatch], None] = lambda child, batch: None
 
 
 class Post:
@@ -99,6 +101,9 @@ class Post:
             child = await self._replace(child, ending)
 
     def _heard(self, child: Child, message: ToSupervisor) -> None:
+        if isinstance(message, AuditBatch):
+            # What happened happened, whoever is at the post by now.
+            self._duties.on_audit(child, message)
         if child is not self.child:
             return
         match message:

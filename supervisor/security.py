@@ -32,17 +32,29 @@ EXPIRY_WARNING_INTERVAL_SECONDS: Final = 24 * 3600.0
 FAILURE_INTERVAL_SECONDS: Final = 60.0
 # A token with an unknown key makes us look for new ones, but not more often than this.
 FETCH_INTERVAL_SECONDS_MIN: Final = 10.0
+FILES: Final = "certificates, keys and credentials"
+SIGNING_KEYS: Final = "signing keys"
 
 
 class SecurityWatch:
     """`load` before the first worker is configured, then `run` until the broker drains. `publish` is called with every
-    `Security` after the first."""
+    `Security` after the first; `on_reload`, for an audit, with what was read anew, and why it was refused if it was."""
 
-    def __init__(self, settings: Settings, clock: Clock, files: Threads, publish: Callable[[Security], None]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        clock: Clock,
+        files: Threads,
+        publish: Callable[[Security], None],
+        on_reload: Callable[[str, str], None] = lambda what, cause: None,
+    ) -> None:
         self._settings = settings
         self._clock = clock
         self._threads = files
         self._publish = publish
+        self._on_reload = on_reload
+        # What was refused last, by what it was, and why.
+        self._last_refused: dict[str, str] = {}
         self._files = SecurityFiles(settings, listeners_of(settings))
         self._has_url = settings.sasl_oauthbearer_jwks_url is not None and "OAUTHBEARER" in mechanisms_of(settings)
         self._loaded: Loaded | None = None
@@ -102,6 +114,7 @@ class SecurityWatch:
             await self._look_for_keys(asked)
             if self.security != before:
                 self.reload_count += 1
+                self._on_reload(FILES, "")
                 log.info("certificates, keys or credentials have changed", extra={"listeners": len(self.expires_at)})
                 self._publish(self.security)
             self._warn_of_expiry()
@@ -113,10 +126,12 @@ class SecurityWatch:
         try:
             self._loaded = await self._threads.call(self._files.load)
             self.has_failed = False
+            self._last_refused.pop(FILES, None)
         except Exception as error:  # noqa: BLE001 - whatever a file holds, the broker goes on with what it has
             self.has_failed = True
             self.failure_count += 1
             cause = str(error) if isinstance(error, KafscaleError) else repr(error)
+            self._refused(FILES, cause)
             self._failures.log(
                 log, logging.ERROR, "security files can't be used; what was loaded stays", key="files", cause=cause
             )
@@ -134,11 +149,19 @@ class SecurityWatch:
         self._fetched_at = self._clock.monotonic()
         try:
             self._fetched = await fetch_signing_keys(self._settings)
+            self._last_refused.pop(SIGNING_KEYS, None)
         except KafscaleError as error:
             self.failure_count += 1
+            self._refused(SIGNING_KEYS, str(error))
             self._failures.log(
                 log, logging.ERROR, "signing keys can't be fetched; those there are stay", key="keys", cause=str(error)
             )
+
+    def _refused(self, what: str, cause: str) -> None:
+        """A file that stays bad is tried again and again: once is enough to tell."""
+        if self._last_refused.get(what) != cause:
+            self._last_refused[what] = cause
+            self._on_reload(what, cause)
 
     def _warn_of_expiry(self) -> None:
         now = datetime.fromtimestamp(self._clock.wall_ms() / 1000, UTC)

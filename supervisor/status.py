@@ -15,6 +15,7 @@ from kafscale.coordination.assignment import unsettled_logs
 from kafscale.coordination.store import CoordinationStore, EmbeddedCoordination
 from kafscale.metrics import MetricsBlock
 from supervisor.acls import Acls
+from supervisor.audit import AuditLog
 from supervisor.broker_file import BrokerFile, ListenerEntry, WorkerEntry
 from supervisor.controller import Controller
 from supervisor.health import WorkerHealth, page, unhealthy_reasons, unready_reasons
@@ -42,6 +43,7 @@ class Status:
         requests: MetricsBlock,
         security: SecurityWatch,
         acls: Acls,
+        audit: AuditLog,
     ) -> None:
         self._settings = settings
         self._clock = clock
@@ -56,6 +58,7 @@ class Status:
         self._requests = requests
         self._security = security
         self._acls = acls
+        self._audit = audit
 
     def pages(self) -> dict[str, Page]:
         return {"/metrics": self._metrics, "/healthz": self._healthz, "/readyz": self._readyz}
@@ -198,5 +201,6 @@ class Status:
             security_failures=self._security.failure_count,
             is_security_stale=self._security.has_failed,
             acls=self._acls.figures,
+            audit=self._audit.figures,
         )
         return Response(200, CONTENT_TYPE, render(self._blocks, figures))

@@ -40,6 +40,8 @@ from kafscale.storage.threads import Threads
 from supervisor import broker_file
 from supervisor.acls import Acls
 from supervisor.adoption import Adoptions
+from supervisor.audit import AuditLog
+from supervisor.audit_anchors import Anchors
 from supervisor.background import Background
 from supervisor.control_plane import ControlPlane, Surroundings
 from supervisor.data_directory import LOCK_FILE, take_directory
@@ -107,8 +109,9 @@ class Supervisor:
         self._status: Status | None = None
         self._adoptions = Adoptions()
         self._files = Threads("supervisor-files", 1)
-        self._security = SecurityWatch(settings, clock, self._files, self._on_security)
-        self._acls = Acls(settings, clock)
+        self._audit = AuditLog(settings, clock, self._fail)
+        self._security = SecurityWatch(settings, clock, self._files, self._on_security, self._audit.reloaded)
+        self._acls = Acls(settings, clock, self._audit.reloaded)
         self._background = Background(self._fail)
         self._failure: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
 
@@ -127,8 +130,10 @@ class Supervisor:
         self._acls.reload()
         try:
             self._reload()
-        except Exception:
+            self._audit.reloaded("settings", "")
+        except Exception as error:
             log.exception("the settings could not be read again; the old ones stay")
+            self._audit.reloaded("settings", str(error))
 
     async def run(self) -> int:
         """Start, serve, drain. Returns the exit code. Raises StartError, Corrupt and StoreError."""
@@ -147,7 +152,9 @@ class Supervisor:
                 log.critical("the broker stops", extra={"cause": str(self._failure.result())})
             clean = await self._drain()
             if self._failure.done():
+                self._audit.stopped(str(self._failure.result()))
                 raise self._failure.result()
+            self._audit.stopped("" if clean else "not everything was finished in time")
             return 0 if clean else 1
         finally:
             stop.cancel()
@@ -170,6 +177,7 @@ class Supervisor:
         if self._lock is None:
             self._lock = await take_directory(self._root, self._clock)
         check_format(self._root)
+        self._audit.prepare(self._root)
         if settings.s3_bucket is None:
             complete_names(self._root)
         self._settings = self._resolved(settings, self._listeners.resolved())
@@ -211,6 +219,7 @@ class Supervisor:
                 kill_hung=self._kill_hung,
                 on_keys_wanted=self._security.want_keys,
                 acls=self._acls,
+                on_audit=self._audit.accept,
             ),
         )
         self._acls.posts = control_plane.posts
@@ -228,15 +237,24 @@ class Supervisor:
             requests,
             self._security,
             self._acls,
+            self._audit,
         )
         self._http = HttpServer(self._status.pages(), self._clock)
         await self._http.start(http_socket)
+        await self._begin_audit(control_plane, Anchors(store, keys, settings.broker_id))
         await control_plane.start(children)
         self._background.spawn_loop(self._watch(keys), "watch")
         self._background.spawn_loop(self._security.run(), "security")
         self._background.spawn_loop(self._acls.run(), "acls")
         if control_plane.in_cluster:
             await self._hints.start(settings.metrics_addr.host, metrics_port)
+
+    async def _begin_audit(self, control_plane: ControlPlane, anchors: Anchors) -> None:
+        """Before anybody can do anything that would have to be on record."""
+        if self._audit.is_on:
+            state = await control_plane.controller.load([post.incarnation for post in control_plane.posts])
+            await self._audit.begin(state.cluster_id, anchors)
+            self._audit.started(self._settings)
 
     def _resolved(self, settings: Settings, listeners: tuple[ListenerSettings, ...]) -> Settings:
         """The settings as workers get them: with the ports that were bound, and paths that don't depend on a folder."""
@@ -286,6 +304,7 @@ class Supervisor:
     def _on_post_change(self, post: Post) -> None:
         assert self._control_plane is not None
         posts = self._control_plane.posts
+        self._audit.worker_changed(post.index, post.node_id, "" if post.serving else post.trouble)
         serving = {p.index for p in posts if p.serving}
         orphaned = {p.index for p in posts if p.ever_served and not p.serving}
         for order in self._adoptions.settle(serving, orphaned):
@@ -363,6 +382,7 @@ class Supervisor:
         else:
             await self._coordination.close()
         self._hints.close()
+        await self._audit.close()
         if self._http is not None:
             await self._http.close()
         if self._listeners is not None:

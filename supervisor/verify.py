@@ -31,6 +31,7 @@ from kafscale.storage.retrying import InsistingStore
 from kafscale.storage.store import ObjectInfo, ObjectStore, Purpose
 from kafscale.storage.takeover import LogReader
 from kafscale.storage.verification import Wrong, check_index, check_object, expected_row, least_size, ranges_of
+from supervisor.audit_anchors import read_anchor
 from supervisor.bucket_reader import BucketReader, Contents, Finding, LoadedPartition
 from supervisor.cluster_history import load_state
 from supervisor.progress import Progress
@@ -53,7 +54,9 @@ _Item = TypeVar("_Item")
 _ID = "[0-9a-f]{32}"
 _NUMBER = "[0-9]{20}"
 _SEGMENT = rf"[a-zA-Z0-9._-]+/{_ID}/[0-9]+/segment-{_NUMBER}-{_ID}-[0-9]+\.(kfs|index)"
-_KEYS = re.compile(rf"(cluster|pids)/{_NUMBER}|(log|manifest|pack)/{_ID}/{_NUMBER}|topics/{_SEGMENT}|probe/[^/]+")
+_KEYS = re.compile(
+    rf"(cluster|pids|audit/[0-9]{{10}})/{_NUMBER}|(log|manifest|pack)/{_ID}/{_NUMBER}|topics/{_SEGMENT}|probe/[^/]+"
+)
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
@@ -160,7 +163,8 @@ class Verifier:
     # Decisions
 
     async def _check_versions(self) -> None:
-        """Every version of the cluster log, which are never deleted, and every claimed block of producer ids."""
+        """Every version of the cluster log, which are never deleted, every claimed block of producer ids, and every
+        anchor of an audit log."""
         versions = sorted(sequence_of(key) for key in self._listed if key.startswith(self._keys.cluster_prefix))
         for number in sorted(set(range(FIRST_VERSION, versions[-1] + 1)) - set(versions)):
             problem = f"version {number} of the cluster log, which goes on to {versions[-1]}"
@@ -170,6 +174,8 @@ class Verifier:
         await self._each(versions, self._check_version, "versions of the cluster log")
         pids = [key for key in self._listed if key.startswith(self._keys.pids_prefix)]
         await self._each(pids, self._check_producer_ids, "blocks of producer ids")
+        anchors = [key for key in self._listed if key.startswith(self._keys.audit_prefix)]
+        await self._each(anchors, self._check_anchor, "audit anchors")
 
     async def _check_version(self, number: int) -> None:
         key = self._keys.cluster(number)
@@ -184,6 +190,12 @@ class Verifier:
         body = await self._store.get(key, Purpose.RECOVERY)
         if not re.fullmatch(_ID.encode(), body):
             self._find(Finding(Wrong.CORRUPT, key, "does not hold the id of the log whose worker claimed it"))
+
+    async def _check_anchor(self, key: str) -> None:
+        try:
+            await read_anchor(self._store, key)
+        except Corrupt as error:
+            self._find(Finding(Wrong.CORRUPT, key, str(error)))
 
     async def _newest_state(self) -> ClusterState | None:
         try:
@@ -241,7 +253,7 @@ class Verifier:
             rows += row
 
     def _may_be_unnamed(self, key: str, contents: Contents) -> bool:
-        kept = (self._keys.cluster_prefix, self._keys.pids_prefix)
+        kept = (self._keys.cluster_prefix, self._keys.pids_prefix, self._keys.audit_prefix)
         return key not in contents.named and not key.startswith(kept)
 
     # Objects

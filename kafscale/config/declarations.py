@@ -32,6 +32,7 @@ _BUCKET = r"[a-z0-9A-Z][a-z0-9A-Z._-]{1,253}"
 _ADDRESS = r"(https?://)?([A-Za-z0-9._-]+|\[[0-9a-fA-F:]+\]):[0-9]{1,5}/?"
 _ADDRESSES = rf"{_ADDRESS}(,{_ADDRESS})*"
 _HOST = r"[A-Za-z0-9_.:-]{1,253}"
+_AUDITED = r"(produce|consume|describe|group)(,(produce|consume|describe|group))*"
 _URL = r"https?://[A-Za-z0-9.:\[\]_-]+/?"
 
 
@@ -432,6 +433,37 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         bool, Setting("By Kafka's ACLs, everybody may do everything to what no ACL names.")
     ] = False
 
+    audit_log: Annotated[
+        Literal["off", "file", "stdout"],
+        Setting("Where logins, denials, changes and reloads are put on record; see docs/audit.md."),
+    ] = "off"
+    audit_file: Annotated[str | None, Setting("That file.", auto="audit.log in the data directory", metavar="FILE")] = (
+        None
+    )
+    audit_file_max_bytes: Annotated[int, Setting("Size at which a new file is begun; 0 for never.", 0, INT64_MAX)] = (
+        100 * MIB
+    )
+    audit_files_kept: Annotated[int, Setting("Earlier files that are kept.", 1, 100_000)] = 100
+    audit_when_full: Annotated[
+        Literal["deny", "block", "drop"],
+        Setting("What becomes of requests whose record has no room: refused, held up, or served unrecorded."),
+    ] = "deny"
+    audit_queue_bytes: Annotated[
+        int, Setting("Events a worker holds that are not yet written; beyond, it is full.", 16 * 1024, 1024 * MIB)
+    ] = MIB
+    audit_requests: Annotated[
+        str | None,
+        Setting(
+            "Allowed requests that are put on record too: produce, consume, describe, group.",
+            auto="none",
+            pattern=_AUDITED,
+            metavar="KIND,…",
+        ),
+    ] = None
+    audit_anchor_interval_ms: Annotated[
+        int, Setting("How often the newest record's hash is put into the bucket.", 100, DAY_MS)
+    ] = 600_000
+
     allow_admin_apis: Annotated[bool, Setting("Serve requests that create, change and delete topics and groups.")] = (
         True
     )
@@ -480,6 +512,7 @@ SECTIONS = {
     "offsets_topic_partitions": "Consumer groups",
     "allow_insecure": "Security",
     "acl_enabled": "Authorization",
+    "audit_log": "Audit",
     "allow_admin_apis": "Operation",
 }
 

@@ -253,6 +253,7 @@ def _check_together(settings: Settings, sources: Mapping[str, Source]) -> list[s
         )
     _check_s3(settings, sources)
     _check_acls(settings, sources)
+    _check_audit(settings, sources)
     _check_peers(settings, sources)
     if settings.worker_ports is not None:
         last = settings.worker_ports + settings.workers - 1
@@ -267,6 +268,15 @@ def _check_together(settings: Settings, sources: Mapping[str, Source]) -> list[s
                 f"{settings.listen.port}"
             )
     return warnings
+
+
+def _check_audit(settings: Settings, sources: Mapping[str, Source]) -> None:
+    """Who says what is to be on record must not find nothing."""
+    for name in ("audit_file", "audit_requests"):
+        if getattr(settings, name) is not None and settings.audit_log == "off":
+            raise UsageError(f"{_named(name, sources)}: nothing is put on record; set audit_log as well")
+    if settings.audit_file is not None and settings.audit_log != "file":
+        raise UsageError(f"{_named('audit_file', sources)}: audit_log is {settings.audit_log}, not file")
 
 
 def _check_tokens(settings: Settings, sources: Mapping[str, Source]) -> None:

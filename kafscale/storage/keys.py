@@ -6,6 +6,7 @@
     {namespace}/pack/{log_id}/{number:020d}                     compacted batches of many partitions
     {namespace}/topics/{topic}/{topic_id}/{partition}/segment-{base_offset:020d}-{log_id}-{number}.kfs  (and .index)
     {namespace}/pids/{block:020d}                               a claimed block of producer ids
+    {namespace}/audit/{broker_id:010d}/{sequence:020d}          an anchor of a broker's audit log
     {namespace}/probe/{name}                                    for moments: whether the store keeps its promises
 
 Log ids are 32 hex digits (128 random bits), topic ids likewise. Topic names hold only [a-zA-Z0-9._-] and are neither
@@ -38,6 +39,7 @@ class Keys:
         self.pack_prefix = f"{namespace}/pack/"
         self.topics_prefix = f"{namespace}/topics/"
         self.pids_prefix = f"{namespace}/pids/"
+        self.audit_prefix = f"{namespace}/audit/"
 
     def cluster(self, version: int) -> str:
         return f"{self.cluster_prefix}{version:020d}"
@@ -62,6 +64,12 @@ class Keys:
     def probe(self, name: str) -> str:
         return f"{self.namespace}/probe/{name}"
 
+    def audit_anchors(self, broker_id: int) -> str:
+        return f"{self.audit_prefix}{broker_id:010d}/"
+
+    def audit_anchor(self, broker_id: int, sequence: int) -> str:
+        return f"{self.audit_anchors(broker_id)}{sequence:020d}"
+
     def producer_ids(self, block: int) -> str:
         return f"{self.pids_prefix}{block:020d}"
 
@@ -72,7 +80,7 @@ def index_of(segment_key: str) -> str:
 
 
 def sequence_of(key: str) -> int:
-    """The number that ends a cluster, log, manifest, pack or pids key."""
+    """The number that ends a cluster, log, manifest, pack, pids or audit key."""
     return int(key[-20:])
 
 

@@ -100,9 +100,12 @@ def test_every_setting_has_its_flag() -> None:
             text = "https://s3.example.com"
         if declaration.name == "etcd_endpoints":
             text = "etcd-0:2379,etcd-1:2379"
+        if declaration.name == "audit_requests":
+            text = "produce,group"
         if declaration.name == "super_users":
             text = "User:alice"
         environment = {"KAFSCALE_ACL_ENABLED": "true"} if declaration.name == "super_users" else {}
+        environment |= {"KAFSCALE_AUDIT_LOG": "file"} if declaration.name.startswith("audit_") else {}
         environment |= bucket if declaration.name.startswith("s3_") else {}
         environment |= tls if declaration.name.startswith(("broker_tls_", "principal_source")) else {}
         assert serve("serve", declaration.flag, text, **environment).sources[declaration.name].kind == "flag"
@@ -129,10 +132,10 @@ def test_precedence_over_all_sources(tmp_path: Path) -> None:
         (["serve", "--work", "2"], "unknown flag --work; did you mean --workers?"),
         (["serv"], "unknown command serv; did you mean serve?"),
         (["serve", "here"], "unexpected word here after the command serve"),
-        ([], "no command given; say one of serve, config, recover, verify, version, or --help"),
+        ([], "no command given; say one of serve, config, recover, verify, audit verify, version, or --help"),
         (["serve", "--listen"], "--listen: expected one argument"),
-        (["serve", "--json"], "--json belongs to the command config and verify"),
-        (["recover", "--strict"], "--strict belongs to the command verify"),
+        (["serve", "--json"], "--json belongs to the command config and verify and audit verify"),
+        (["recover", "--strict"], "--strict belongs to the command verify and audit verify"),
         (["verify", "--quick", "--deep"], "--quick and --deep exclude each other; what is quick is not deep"),
         (["serve", "--workers", "many"], "--workers: 'many' is not a whole number"),
         (["serve", "--listen", "0.0.0.0:9092"], None),
