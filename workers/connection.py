@@ -109,6 +109,9 @@ class Pending:
         """Answer a Fetch of which other workers serve a part. Only where `wants_results`."""
         raise NotImplementedError
 
+    def note_errors(self) -> None:
+        """Some of what a Produce sent is refused. Of interest where others must know before the client does."""
+
     def report(self, found: int) -> None:
         """A Fetch that waits for more has found so many bytes. Of interest where others look for the rest."""
 

@@ -19,16 +19,16 @@ from kafscale.protocol.error_codes import ErrorCode
 MAX_REMEMBERED = 10_000
 _SEQUENCES = 1 << 31
 
-_Key = tuple[int, int, str | bytes, int]
+_Key = tuple[int, str | bytes, int]
 
 
 class RefusedBatches:
-    """By producer, its epoch, and partition as the request names it: the first sequence number that was refused."""
+    """By producer and partition as the request names it: the first sequence number that was refused, and its epoch."""
 
     __slots__ = ("_first",)
 
     def __init__(self) -> None:
-        self._first: dict[_Key, int] = {}
+        self._first: dict[_Key, tuple[int, int]] = {}
 
     def __bool__(self) -> bool:
         return bool(self._first)
@@ -39,30 +39,42 @@ class RefusedBatches:
             header = read_header(records)
         except Corrupt:
             return
-        if header.producer_id < 0:
-            return
+        if header.producer_id >= 0:
+            self.note_number(topic, index, header.producer_id, header.producer_epoch, header.base_sequence)
+
+    def note_number(self, topic: str | bytes, index: int, producer_id: int, epoch: int, sequence: int) -> None:
+        """The same for a batch of an idempotent producer whose header is no longer at hand."""
         if len(self._first) >= MAX_REMEMBERED:
             del self._first[next(iter(self._first))]
-        key = (header.producer_id, header.producer_epoch, topic, index)
-        first = self._first.setdefault(key, header.base_sequence)
-        if _is_before(header.base_sequence, first):
-            self._first[key] = header.base_sequence
+        key = (producer_id, topic, index)
+        first_epoch, first = self._first.get(key, (epoch, sequence))
+        if first_epoch != epoch or not _is_before(first, sequence):
+            self._first[key] = (epoch, sequence)
+
+    def is_behind(self, topic: str | bytes, index: int, producer_id: int, epoch: int, sequence: int) -> bool:
+        """Whether a batch comes behind one that was refused and has not come again. That one, any before it, and one of
+        another epoch, in which the producer begins anew, make it forgotten."""
+        key = (producer_id, topic, index)
+        found = self._first.get(key)
+        if found is None:
+            return False
+        if found[0] == epoch and _is_before(found[1], sequence):
+            return True
+        del self._first[key]
+        return False
 
     def check(self, topic: str | bytes, index: int, header: BatchHeader, *, is_known: bool) -> None:
-        """Raises Invalid (OUT_OF_ORDER_SEQUENCE_NUMBER) for a batch behind one that was refused and has not come again;
-        that one, and any before it, is let through and forgotten. `is_known`: the partition knows the producer, and so
-        which of its batches is next; what was refused here may have come again elsewhere meanwhile."""
-        key = (header.producer_id, header.producer_epoch, topic, index)
-        first = self._first.get(key)
-        if first is None:
-            return
-        if is_known or header.base_sequence == first or _is_before(header.base_sequence, first):
-            del self._first[key]
-            return
-        raise Invalid(
-            ErrorCode.OUT_OF_ORDER_SEQUENCE_NUMBER,
-            f"producer {header.producer_id} sent sequence {header.base_sequence}; {first}, refused before, comes first",
-        )
+        """Raises Invalid (OUT_OF_ORDER_SEQUENCE_NUMBER) for a batch that `is_behind` another. `is_known`: the partition
+        knows the producer, and so which of its batches is next; what was refused here may have come again elsewhere
+        meanwhile."""
+        if is_known:
+            self._first.pop((header.producer_id, topic, index), None)
+        elif self.is_behind(topic, index, header.producer_id, header.producer_epoch, header.base_sequence):
+            raise Invalid(
+                ErrorCode.OUT_OF_ORDER_SEQUENCE_NUMBER,
+                f"producer {header.producer_id} sent sequence {header.base_sequence}; one before it was refused and "
+                "comes first",
+            )
 
 
 def _is_before(one: int, other: int) -> bool:

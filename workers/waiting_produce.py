@@ -69,4 +69,5 @@ class WaitingProduce(Waiting):
         code = ErrorCode.REQUEST_TIMED_OUT
         results = [r if r[2] else (r[0], r[1], code, -1, -1, -1, None, None) for r in self._results]
         self._metrics.cells[error_cell(code)] += len(results)
+        pending.note_errors()
         pending.answer(encode_produce_response(self._version, self._correlation_id, results, nodes=self._nodes))

@@ -5,10 +5,13 @@ Made when the first request of a connection is passed on, closed with the connec
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from workers.caller import Caller
+from workers.forwarding.producer_order import NumberedBatch, ProducerOrder
 from workers.peers.frames import Identity
+from workers.refused_batches import RefusedBatches
 
 if TYPE_CHECKING:
     from workers.connection import Connection
@@ -19,7 +22,7 @@ if TYPE_CHECKING:
 class PassingClient:
     """Owns the channels of one connection."""
 
-    __slots__ = ("_channels", "_held", "_local", "_peers", "_retired", "cells", "connection")
+    __slots__ = ("_channels", "_held", "_local", "_peers", "_retired", "cells", "connection", "order")
 
     def __init__(self, connection: Connection, peers: Peers) -> None:
         self.connection = connection
@@ -30,6 +33,10 @@ class PassingClient:
         self._retired: list[Channel] = []
         self._held = 0
         self._local: Caller | None = None
+        # One record for what is refused here, of requests of any kind, and elsewhere.
+        if connection.refused_batches is None:
+            connection.refused_batches = RefusedBatches()
+        self.order = ProducerOrder(connection.refused_batches)
 
     def channel(self, node_id: int) -> Channel | None:
         """The channel to a node, as who the client is now; None if the node can't be had at the moment."""
@@ -56,7 +63,15 @@ class PassingClient:
             local = self._local = Caller(
                 connection.listener, connection.client_host, connection.principal, forwards=False
             )
+            local.refused_batches = connection.refused_batches
         return local
+
+    def note_refused(self, batches: Sequence[NumberedBatch], codes: Iterable[tuple[str | bytes, int, int]]) -> None:
+        """Of these batches some were answered with an error: (topic, partition, code)."""
+        if batches:
+            self.order.refused(batches, codes)
+            # The short way does not look at what was refused.
+            self.connection.repeated_produce = None
 
     def held(self) -> None:
         """A request can't be sent yet: the connection is not read meanwhile."""

@@ -17,13 +17,8 @@ from kafscale.protocol.api import Api, ApiKey, decode_request, encode_response
 from kafscale.protocol.error_codes import ErrorCode
 from kafscale.protocol.fetch import encode_fetch_response, parse_fetch
 from kafscale.protocol.headers import RequestHeader
-from kafscale.protocol.messages.produce import (
-    PartitionProduceResponse,
-    ProduceRequest,
-    ProduceResponse,
-    TopicProduceResponse,
-)
-from kafscale.protocol.produce import ProduceResult, encode_produce_response, parse_produce
+from kafscale.protocol.messages.produce import ProduceRequest, ProduceResponse
+from kafscale.protocol.produce import parse_produce
 from kafscale.protocol.schema import Buffer, Message
 from workers.caller import Caller
 from workers.connection import Connection, OrderedPending, Pending
@@ -33,6 +28,8 @@ from workers.forwarding.clients import PassingClient
 from workers.forwarding.gathering import Gathering
 from workers.forwarding.passing import Failure, Passing, ServeHere
 from workers.forwarding.places import Places
+from workers.forwarding.produce_requests import ProducePassing, all_of, codes_in, failed_produce, failure_of, refusal
+from workers.forwarding.producer_order import NumberedBatch, numbered_batches
 from workers.forwarding.routes import ROUTES, Route
 from workers.forwarding.split_fetch import SplitFetch
 from workers.peers.peers import Peers
@@ -100,21 +97,63 @@ class Forwarder:
         places = self._places
         view = parse_produce(header.api_version, buffer, position, end)
         nodes = {places.leader(topic, index) for topic, index, _ in view.partitions}
-        if not nodes or nodes == {places.own}:
+        if not nodes or (connection.forwarded is None and nodes == {places.own}):
+            return False
+        client = self._client(connection)
+        batches = numbered_batches(view.partitions) if view.acks != 0 else []
+        if not all(client.order.may_go(batch, places.leader(batch.topic, batch.partition)) for batch in batches):
+            code = ErrorCode.NOT_LEADER_OR_FOLLOWER
+            client.note_refused(batches, all_of(batches, code))
+            pending.answer(refusal(header, view, code))
+            return True
+        if nodes == {places.own}:
             return False
         frame = _kept(buffer, start, end)
         if len(nodes) == 1:
-            named = [(topic, index) for topic, index, _ in view.partitions]
-            failure = _produce_failure(header, named, view.acks)
-            return self._pass(nodes.pop(), connection, frame, pending, failure, self._serve_here)
-        message = decode_request(api, header.api_version, frame, position - start, end - start)
-        parts = route.splitter.split(places, message, header.api_version)
-
-        def failed(request: Any, code: int, text: str) -> Any:
-            return None if view.acks == 0 else _failed_produce(request, code)
-
-        self._gather(api, route, header, connection, message, parts, pending, failed)
+            (node,) = nodes
+            channel = client.channel(node)
+            if channel is None:
+                client.cells[PASSED_FAILED.at("unsent")] += 1
+                return False
+            client.cells[PASSED_WHOLE] += 1
+            failure = failure_of(header, view)
+            passing = ProducePassing(client, pending, failure, self._serve_here, header.api_version, batches, node)
+            passing.request = channel.request([frame], passing)
+            return True
+        self._gather_produce(api, route, header, client, frame, position - start, view.acks, batches, pending)
         return True
+
+    def _gather_produce(
+        self,
+        api: Api,
+        route: Route,
+        header: RequestHeader,
+        client: PassingClient,
+        frame: memoryview,
+        position: int,
+        acks: int,
+        batches: list[NumberedBatch],
+        pending: OrderedPending,
+    ) -> None:
+        places, splitter, order, version = self._places, route.splitter, client.order, header.api_version
+        message = decode_request(api, version, frame, position, len(frame))
+        parts = splitter.split(places, message, version)
+        for batch in batches:
+            order.gone([batch], places.leader(batch.topic, batch.partition))
+
+        def merge(answers: Mapping[int, Any]) -> Message:
+            merged = splitter.merge(places, message, version, answers)
+            order.back(batches)
+            client.note_refused(batches, codes_in(cast("ProduceResponse", merged), version))
+            return merged
+
+        def answer_of_lost(node: int) -> Message | None:
+            # Whether what was sent was stored, nobody knows; a retry of an idempotent producer finds out.
+            lost = cast("ProduceRequest", parts[node])
+            return None if acks == 0 else failed_produce(lost, ErrorCode.REQUEST_TIMED_OUT)
+
+        gathering = Gathering(client, self._dispatch, api, header, pending, merge, answer_of_lost, is_whole=False)
+        gathering.ask(parts, places.own)
 
     def _take_fetch(
         self,
@@ -201,7 +240,7 @@ class Forwarder:
             told = splitter.unreachable(node)
             if told is not None or failed is None:
                 return told
-            return failed(parts[node], _code_of_lost(api, route), _UNREACHABLE)
+            return failed(parts[node], route.code, _UNREACHABLE)
 
         gathering = Gathering(
             self._client(connection),
@@ -221,44 +260,12 @@ def _kept(buffer: bytearray | memoryview, start: int, end: int) -> memoryview:
     return buffer[start:end] if isinstance(buffer, memoryview) else memoryview(buffer[start:end])
 
 
-def _code_of_lost(api: Api, route: Route) -> int:
-    # Whether what was sent was stored, nobody knows; a retry of an idempotent producer finds out.
-    return ErrorCode.REQUEST_TIMED_OUT if api.key == ApiKey.PRODUCE else route.code
-
-
 def _failure(api: Api, header: RequestHeader, message: Any, failed: Failed | None, route: Route) -> Failure:
     def failure() -> list[Buffer] | None:
         if failed is None:
             return None
         told = failed(message, route.code, _UNREACHABLE)
         return encode_response(api, header.api_version, header.correlation_id, told)
-
-    return failure
-
-
-def _failed_produce(request: ProduceRequest, code: int) -> ProduceResponse:
-    return ProduceResponse(
-        responses=[
-            TopicProduceResponse(
-                name=topic.name,
-                topic_id=topic.topic_id,
-                partition_responses=[
-                    PartitionProduceResponse(index=data.index, error_code=code, base_offset=-1)
-                    for data in topic.partition_data
-                ],
-            )
-            for topic in request.topic_data
-        ]
-    )
-
-
-def _produce_failure(header: RequestHeader, named: list[tuple[str | bytes, int]], acks: int) -> Failure:
-    def failure() -> list[Buffer] | None:
-        if acks == 0:
-            return None
-        code = ErrorCode.REQUEST_TIMED_OUT
-        results: list[ProduceResult] = [(topic, index, code, -1, -1, -1, None, None) for topic, index in named]
-        return [encode_produce_response(header.api_version, header.correlation_id, results)]
 
     return failure
 

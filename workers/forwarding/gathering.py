@@ -184,7 +184,7 @@ class RemotePart:
     def sent(self) -> None:
         self._client.sent()
 
-    def answered(self, data: bytes, is_last: bool, is_results: bool) -> None:
+    def answered(self, data: bytes, is_last: bool, flags: int) -> None:
         self._data.append(data)
         if is_last:
             self._gathering.got(self._node, b"".join(self._data))

@@ -13,6 +13,7 @@ from kafscale.metrics import PASSED_FAILED
 from kafscale.protocol.schema import Buffer
 from workers.connection import OrderedPending
 from workers.forwarding.clients import PassingClient
+from workers.peers.frames import ERRORS
 from workers.peers.outgoing import ANSWER_WINDOW_BYTES, PassedRequest
 
 # What is told to clients by closing their connection, whoever's it is.
@@ -49,9 +50,10 @@ class Passing:
     def sent(self) -> None:
         self._client.sent()
 
-    def answered(self, data: bytes, is_last: bool, is_results: bool) -> None:
+    def answered(self, data: bytes, is_last: bool, flags: int) -> None:
         pending = self._pending
         if is_last:
+            self.ended(data, has_errors=flags & ERRORS != 0)
             pending.on_writable = None
             pending.answer([*self._parts, data] if self._parts else data)
         elif not pending.is_first:
@@ -74,7 +76,14 @@ class Passing:
             self.request.grant(owed)
 
     def unanswered(self) -> None:
+        self.ended(b"", has_errors=False)
         self._pending.answer(None)
+
+    def ended(self, answer: bytes, *, has_errors: bool) -> None:
+        """The owner is done with the request; its answer is about to go out. Empty where there is none."""
+
+    def was_lost(self, was_sent: bool) -> None:
+        """The owner could not be asked, or can't answer any more."""
 
     def found(self, byte_count: int) -> None:
         """Of no interest: the owner knows of the whole request."""
@@ -83,9 +92,11 @@ class Passing:
         pending = self._pending
         pending.on_writable = None
         if reason in CLOSING_REASONS:
+            # With the connection goes all that is known of it.
             pending.close_connection(reason)
             return
         self._client.cells[PASSED_FAILED.at("lost" if was_sent else "unsent")] += 1
+        self.was_lost(was_sent)
         request = self.request
         if not was_sent and self._serve_here is not None and request is not None:
             self._serve_here(request.frame, pending)

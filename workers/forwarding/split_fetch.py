@@ -292,14 +292,14 @@ class FetchPart:
     def sent(self) -> None:
         self._split.client.sent()
 
-    def answered(self, data: bytes, is_last: bool, is_results: bool) -> None:
+    def answered(self, data: bytes, is_last: bool, flags: int) -> None:
         if self.has_results:
             if data:
                 self._data.append(memoryview(data))
             self._split.pump()
             return
         self._head += data
-        if not is_results:
+        if not flags & RESULTS:
             if is_last:
                 self._plain(bytes(self._head))
             elif self.request is not None:

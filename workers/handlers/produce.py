@@ -84,6 +84,7 @@ def handle(
         results.append((topic, index, 0, base_offset, appended_ms, partition.log_start_offset, None, None))
     if failed:
         _count_errors(context, results)
+        pending.note_errors()
     if context.flusher.is_full:
         context.hold_produce()
     if view.acks == 0:
@@ -101,7 +102,8 @@ def handle(
         context.metrics, version, correlation_id, pending, results, arrived, view.timeout_ms, nodes
     )
     flush.answers.append(waiting.complete)
-    if len(results) == 1 and not failed:
+    # The short way does not look at what was refused.
+    if len(results) == 1 and not failed and not pending.caller.refused_batches:
         if isinstance(buffer, bytearray):
             pending.caller.repeated_produce = RepeatedProduce.learn(context, request, view, buffer, start, end)
         else:
@@ -197,6 +199,7 @@ def _note_refused(caller: Caller, topic: str | bytes, index: int, records: memor
         if caller.refused_batches is None:
             caller.refused_batches = RefusedBatches()
         caller.refused_batches.note(topic, index, records)
+        caller.repeated_produce = None
 
 
 def _count_errors(context: Context, results: list[ProduceResult]) -> None:

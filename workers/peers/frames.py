@@ -52,6 +52,7 @@ class Kind(IntEnum):
 LAST: Final = 1
 NOTHING: Final = 2  # the request gets no answer
 RESULTS: Final = 4  # not bytes for a client but a fetch's results, to be joined with others'
+ERRORS: Final = 8  # some of what a Produce sent was refused
 
 
 class Identity(msgspec.Struct, frozen=True, array_like=True, gc=False):

@@ -26,6 +26,7 @@ from workers.connection import Answer, Pending
 from workers.listener import Listener
 from workers.peers.frames import (
     CHUNK_BYTES,
+    ERRORS,
     LAST,
     NOTHING,
     REQUEST_HEAD,
@@ -67,7 +68,18 @@ class PeerChannel(Caller):
 class PeerPending(Pending):
     """Where the answer to another worker's request goes."""
 
-    __slots__ = ("_flags", "_is_answered", "_is_gone", "_left", "_link", "channel", "is_sending", "stream", "window")
+    __slots__ = (
+        "_errors",
+        "_flags",
+        "_is_answered",
+        "_is_gone",
+        "_left",
+        "_link",
+        "channel",
+        "is_sending",
+        "stream",
+        "window",
+    )
 
     def __init__(self, link: IncomingLink, channel: PeerChannel, stream: int, flags: int, window: int) -> None:
         super().__init__()
@@ -79,6 +91,7 @@ class PeerPending(Pending):
         self.is_sending = False
         self._is_answered = False
         self._is_gone = False
+        self._errors = 0
         self._left: deque[memoryview] = deque()
 
     @property
@@ -96,7 +109,7 @@ class PeerPending(Pending):
             self._end()
             self._link.send(Kind.ANSWER, self.stream, LAST | NOTHING)
         else:
-            self._give(buffers if isinstance(buffers, list) else [buffers], 0)
+            self._give(buffers if isinstance(buffers, list) else [buffers], self._errors)
 
     def give_results(self, results: Sequence[FetchResult]) -> None:
         if self._is_gone:
@@ -111,6 +124,9 @@ class PeerPending(Pending):
             return
         self._end()
         self._link.send(Kind.FAILED, self.stream, 0, reason.encode()[:REASON_BYTES_MAX])
+
+    def note_errors(self) -> None:
+        self._errors = ERRORS
 
     def report(self, found: int) -> None:
         self._link.send(Kind.FOUND, self.stream, min(found, 0xFFFFFFFF))

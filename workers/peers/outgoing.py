@@ -20,7 +20,6 @@ from workers.peers.frames import (
     LAST,
     NOTHING,
     REQUEST_HEAD,
-    RESULTS,
     Identity,
     Kind,
     encode_identity,
@@ -47,8 +46,8 @@ class Asker(Protocol):
         """It was sent, after `held`."""
         ...
 
-    def answered(self, data: bytes, is_last: bool, is_results: bool) -> None:
-        """A piece of the answer. `is_results`: of what was asked for with RESULTS."""
+    def answered(self, data: bytes, is_last: bool, flags: int) -> None:
+        """A piece of the answer. `flags`: RESULTS for one that was asked for so, ERRORS."""
         ...
 
     def unanswered(self) -> None:
@@ -280,7 +279,7 @@ class OutgoingLink(Link):
         if not flags & LAST:
             request = self._streams.get(stream)
             if request is not None:
-                request.asker.answered(data, False, flags & RESULTS != 0)
+                request.asker.answered(data, False, flags)
             return
         request = self._forget(stream)
         if request is None:
@@ -288,7 +287,7 @@ class OutgoingLink(Link):
         if flags & NOTHING:
             request.asker.unanswered()
         else:
-            request.asker.answered(data, True, flags & RESULTS != 0)
+            request.asker.answered(data, True, flags)
 
     def _forget(self, stream: int) -> PassedRequest | None:
         """The request is over. None if its client was gone already."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from kafscale.coordination.cluster import Assign, Assignment
 from kafscale.metrics import PASSED_FAILED
 from kafscale.protocol.api import ApiKey
 from kafscale.protocol.batches import read_header
@@ -22,9 +23,10 @@ from kafscale.protocol.messages.leave_group import LeaveGroupRequest, MemberIden
 from kafscale.protocol.messages.list_groups import ListGroupsRequest
 from kafscale.protocol.messages.list_offsets import ListOffsetsPartition, ListOffsetsRequest, ListOffsetsTopic
 from kafscale.protocol.messages.sync_group import SyncGroupRequest, SyncGroupRequestAssignment
+from tests.unit.storage.rig import log_id
 from tests.unit.workers.forwarding.many_workers import NODE_IDS, SLOTS, Cluster, settings_of
 from tests.unit.workers.guarded_worker import binding, snapshot_of
-from tests.unit.workers.whole_worker import batch_of, fetch_request, produce_request, run
+from tests.unit.workers.whole_worker import EPOCH, batch_of, fetch_request, produce_request, run
 from workers.peers.outgoing import ANSWER_WINDOW_BYTES
 
 # Partition p of the topic is led by the p-th worker, going round.
@@ -275,6 +277,87 @@ def test_pipelined_requests_are_answered_in_order_and_stored_in_order() -> None:
             answer = await client.answer(ApiKey.PRODUCE, 9)
             (result,) = answer.responses[0].partition_responses
             assert (result.index, result.error_code, result.base_offset) == (number % 6, 0, number // 6)
+        cluster.stop()
+
+    run(main())
+
+
+def numbered(number: int, producer_id: int = 7) -> Any:
+    batch = batch_of(b"%d" % number, producer_id=producer_id, producer_epoch=0, base_sequence=number)
+    return produce_request(("t", 1, batch))
+
+
+def moved_to(cluster: Cluster, node: int) -> Assign:
+    """The slot of partition 1, given to another worker."""
+    slot = cluster.workers[0].partition("t", 0).slot + 1
+    return Assign({slot: [Assignment(EPOCH + 1, node, log_id(NODE_IDS.index(node) + 1))]})
+
+
+@pytest.mark.parametrize("node", [0, 100])
+def test_a_batch_is_not_taken_by_a_new_owner_before_an_earlier_one(node: int) -> None:
+    """The owner changes, to whom the producer is unknown, while a batch is at the old one: what follows is refused
+    until that one has been answered and has come again. What has nothing before it goes on."""
+
+    async def main() -> None:
+        cluster = await begun()
+        first, others = cluster.connect(), cluster.connect()
+        await cluster.front.produce("t", batch_of(), index=1)
+        old = cluster.workers[1]
+        cluster.store.held = f"/log/{old.log_id}/"
+        cluster.store.gate.clear()
+        cluster.send(first, ApiKey.PRODUCE, 9, numbered(0))
+        await asyncio.sleep(0.1)
+        cluster.front.decide(moved_to(cluster, node))
+        await asyncio.sleep(1)
+        asked = cluster.workers[node].worker.ownership
+        taken: list[int] = []
+        real = asked.partition
+
+        def partition(topic: str | bytes, index: int) -> Any:
+            if (topic, index) == ("t", 1):
+                taken.append(index)
+            return real(topic, index)
+
+        asked.partition = partition  # type: ignore[method-assign]
+        # The second, behind one that is at the old owner.
+        cluster.send(first, ApiKey.PRODUCE, 9, numbered(1))
+        await asyncio.sleep(0.1)
+        assert not taken
+        cluster.wires[0, 1][0].cut()
+        codes = [(await first.answer(ApiKey.PRODUCE, 9)).responses[0].partition_responses[0].error_code for _ in "12"]
+        assert codes == [ErrorCode.REQUEST_TIMED_OUT, ErrorCode.NOT_LEADER_OR_FOLLOWER]
+        # Again, before the first has come again.
+        answer = await cluster.call(ApiKey.PRODUCE, 9, numbered(1), first)
+        assert error_codes(ApiKey.PRODUCE, answer) == {ErrorCode.NOT_LEADER_OR_FOLLOWER} and not taken
+        # Another producer, on this connection and on another.
+        await cluster.call(ApiKey.PRODUCE, 9, numbered(5, producer_id=8), first)
+        await cluster.call(ApiKey.PRODUCE, 9, numbered(5, producer_id=9), others)
+        assert len(taken) >= 2
+        taken.clear()
+        answer = await cluster.call(ApiKey.PRODUCE, 9, numbered(0), first)
+        assert taken and error_codes(ApiKey.PRODUCE, answer) == {0 if node == 0 else ErrorCode.NOT_LEADER_OR_FOLLOWER}
+        cluster.store.gate.set()
+        cluster.stop()
+
+    run(main())
+
+
+def test_what_an_owner_refused_comes_before_what_was_sent_behind_it() -> None:
+    """A batch that the owner refuses, alone or in a request of several partitions, is waited for at the front, too."""
+
+    async def main() -> None:
+        cluster = await begun()
+        client = cluster.connect()
+        for others in ((), (("t", 2, batch_of()), ("t", 0, batch_of()))):
+            cluster.front.decide(moved_to(cluster, 100))
+            batch = batch_of(b"x", producer_id=7, producer_epoch=0, base_sequence=0)
+            answer = await cluster.call(ApiKey.PRODUCE, 9, produce_request(("t", 1, batch), *others), client)
+            codes = {p.index: p.error_code for t in answer.responses for p in t.partition_responses}
+            assert codes.pop(1) == ErrorCode.NOT_LEADER_OR_FOLLOWER and not any(codes.values())
+            cluster.front.decide(moved_to(cluster, 1))
+            for number, code in ((1, ErrorCode.NOT_LEADER_OR_FOLLOWER), (0, 0), (1, 0)):
+                answer = await cluster.call(ApiKey.PRODUCE, 9, numbered(number), client)
+                assert error_codes(ApiKey.PRODUCE, answer) == {code}, number
         cluster.stop()
 
     run(main())
