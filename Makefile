@@ -88,9 +88,9 @@ test: lint  ## The checks and tests that CI runs
 	TMPDIR="$$scratch" $(BIN)/python -m pytest -rs --durations=10 $(ARGS)
 
 .PHONY: test-cluster
-test-cluster: $(VENV)/.development  ## Three brokers as processes on etcd and S3, killed and stopped under load
+test-cluster: $(VENV)/.development  ## Brokers as processes on etcd and S3, killed and stopped under load
 	@scratch=$$(mktemp -d "$${TMPDIR:-/tmp}/kafscale.XXXXXX"); trap 'rm -rf "$$scratch"' EXIT; \
-	TMPDIR="$$scratch" $(BIN)/python -m pytest -m cluster -s $(ARGS) tests/e2e/test_cluster.py
+	TMPDIR="$$scratch" $(BIN)/python -m pytest -m cluster -s $(ARGS) tests/e2e/test_cluster.py tests/e2e/test_shared_cluster.py
 
 .PHONY: test-acls
 test-acls: $(VENV)/.development  ## A million random decisions, compiled rules against a naive reading
