@@ -173,6 +173,7 @@ class Upkeep:
     def _show(self) -> None:
         context = self._context
         cells = context.metrics.cells
+        context.cold_reader.trim()
         cells[PRODUCE_BUFFERED] = context.flusher.pending_bytes
         cells[CACHE_BYTES] = self._tail.bytes
         cells[SLAB_BYTES] = self._slabs.allocated_bytes

@@ -94,7 +94,7 @@ log = logging.getLogger(__name__)
 SLAB_BYTES = 8 << 20
 # What disks take from memory without copying it, from and to multiples of.
 PAGE_BYTES = 4096
-# Of the cache setting, how much keeps what was written and how much what was read back.
+# Of the cache setting, this part is left to what was read back, which also gets what the recent past does not take.
 COLD_SHARE = 4
 # Received and not durable, in flushes: enough to keep a disk busy; more only makes clients wait.
 FLUSHES_BUFFERED_LOCAL = 2
@@ -146,7 +146,7 @@ class Worker:
         self.log = WorkerLog(metered, keys, configure.log_id, clock, random_source, self._fenced, bugs)
         tail = TailCache(settings.cache_bytes - settings.cache_bytes // COLD_SHARE)
         self.flusher = Flusher(self.log, keys, clock, _flush_policy(settings), tail, self._flushed, bugs)
-        reader = ColdReader(metered, clock, settings.cache_bytes // COLD_SHARE)
+        reader = ColdReader(metered, clock, lambda: settings.cache_bytes - tail.bytes)
         self.groups = Groups(settings, clock, self.cluster, self.flusher, reader, random_source)
         patience_seconds = settings.slot_release_timeout_ms / 1000
         earlier = EarlierLogs(metered, keys, clock, random_source, configure.log_id, patience_seconds, bugs)

@@ -12,15 +12,17 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
+from itertools import islice
 
 from kafscale.clock import Timer
 from kafscale.errors import Corrupt, Fenced, KafscaleError, ObjectMissing, StoreError
 from kafscale.metrics import BYTES_FETCHED, CACHE_HIT_BYTES, CACHE_HITS, CACHE_MISSES, FETCH_LATENCY, error_cell
 from kafscale.protocol.acls import CLUSTER_NAME
+from kafscale.protocol.batches import iterate
 from kafscale.protocol.error_codes import ErrorCode
 from kafscale.protocol.fetch import FetchPartition, FetchRequestView, FetchResult, encode_fetch_response, parse_fetch
 from kafscale.security.needs import CLUSTER_ACTION, READ_TOPIC
-from kafscale.storage.extents import cut
+from kafscale.storage.extents import Extent, cut
 from kafscale.storage.partition import PartitionLog
 from kafscale.storage.store import Buffer
 from workers.connection import Pending
@@ -33,6 +35,8 @@ log = logging.getLogger(__name__)
 FIRST_WITH_NODES = 16
 # A cold read whose object is gone looks again this often: compaction may have put another in its place.
 COLD_READ_TRIES = 3
+# Of one request, so many partitions are read back at the same time.
+EXPECTED_PARTITIONS = 8
 
 
 def handle(
@@ -250,6 +254,9 @@ class WaitingFetch:
     async def _fill_in(self, results: list[FetchResult], cold: Sequence[int], total: int) -> None:
         """Raises Fenced."""
         self._context.metrics.cells[CACHE_MISSES] += len(cold)
+        expected = iter(cold)
+        for position in islice(expected, EXPECTED_PARTITIONS):
+            self._expect(self._view.partitions[position], total)
         for position in cold:
             wanted = self._view.partitions[position]
             try:
@@ -269,6 +276,19 @@ class WaitingFetch:
                 result = _empty(wanted, ErrorCode.TOPIC_AUTHORIZATION_FAILED, None)
             results[position] = result
             total += result[10]
+            for following in islice(expected, 1):
+                self._expect(self._view.partitions[following], total)
+
+    def _expect(self, wanted: FetchPartition, total: int) -> None:
+        """Begin to read what the answer will hold of a partition, unless it is full already."""
+        topic, index, _, offset, *_ = wanted
+        partition = self._context.ownership.partition(topic, index)
+        if partition is None or total >= self._max_bytes:
+            return
+        if partition.log_start_offset <= offset < partition.high_watermark:
+            number = partition.find(offset)
+            if partition.extents[number].views is None:
+                self._context.cold_reader.expect(partition.extents, number)
 
     async def _read_back(self, wanted: FetchPartition, total: int) -> FetchResult:
         topic, index, _, offset, _, _, partition_max_bytes = wanted
@@ -318,8 +338,8 @@ class WaitingFetch:
             found, length = cut(views, offset, room, at_least_one and total == 0)
             pieces += found
             total += length
-            # Where the whole extent would not have fitted its end may be missing: what follows it must not follow here.
-            if length == 0 or extent.length > room or total >= limit:
+            # Where its end did not fit, what follows the extent must not follow here.
+            if length == 0 or total >= limit or (extent.length > room and not _reaches_end(found[-1], extent)):
                 break
             offset = extent.last_offset + 1
         return pieces, total
@@ -352,6 +372,14 @@ class WaitingFetch:
             pending.give_results(results)
             return
         pending.answer(encode_fetch_response(header.api_version, header.correlation_id, 0, 0, results, nodes=nodes))
+
+
+def _reaches_end(piece: Buffer, extent: Extent) -> bool:
+    """Whether the last of whole batches that were cut out of an extent is the extent's last."""
+    last_offset = -1
+    for _, header in iterate(piece):
+        last_offset = header.last_offset
+    return last_offset == extent.last_offset
 
 
 def _from_memory(partition: PartitionLog, offset: int, limit: int, at_least_one: bool) -> tuple[list[Buffer], int]:

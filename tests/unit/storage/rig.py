@@ -78,6 +78,7 @@ class ScriptedStore:
         self.read_seconds = 0.001
         self.read_errors: dict[str, list[Exception]] = {}
         self.asked: list[tuple[str, str]] = []
+        self.ranges: list[tuple[int, int]] = []
         self.deleted: list[str] = []
         self.delete_errors: list[Exception] = []
         self._waiting: list[tuple[str, str, asyncio.Event]] = []
@@ -118,6 +119,7 @@ class ScriptedStore:
 
     async def get_range(self, key: str, position: int, length: int, purpose: Purpose) -> bytes:
         await self._read("get_range", key)
+        self.ranges.append((position, length))
         return await self.inner.get_range(key, position, length, purpose)
 
     async def get_tail(self, key: str, length: int, purpose: Purpose) -> tuple[bytes, int]:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from kafscale.errors import Corrupt, ObjectMissing, StoreUnavailable
 from kafscale.storage.extents import Extent
+from kafscale.storage.read_cache import UNWANTED_SECONDS
 from kafscale.storage.reads import ColdReader
 from kafscale.storage.store import Purpose
 from tests.unit.storage.rig import LoopClock, ScriptedStore, batch_of, run
@@ -106,7 +107,7 @@ def test_memory_is_bounded_and_the_least_used_goes_first():
         assert gets(store) == before
         for index in range(20):
             await reader.read(extents[index : index + 1], 0)
-            assert reader._bytes == sum(map(len, reader._cache.values())) <= 5 * extents[0].length
+            assert reader._cache.bytes <= 5 * extents[0].length
         before = gets(store)
         await reader.read(extents[:1], 0)
         assert gets(store) == before + 1
@@ -221,5 +222,65 @@ def test_hot_extents_are_not_fetched():
         await reader.read(extents, 0)
         await asyncio.sleep(1)
         assert gets(store) == 1
+
+    run(main())
+
+
+@pytest.mark.parametrize("partitions", [1, 8, 30])
+@pytest.mark.parametrize("groups", [1, 3])
+def test_nothing_is_read_twice_by_readers_that_go_on_together(partitions: int, groups: int) -> None:
+    """Goal: however many partitions share the memory, what is read ahead is still there when it is wanted, and groups
+    that go on together cost no more than one; extents are read in several steps."""
+
+    async def main() -> None:
+        size, count = 10_000, 40
+        store, extents, bodies = await objects([[size] * 2 for _ in range(partitions * count // 2)])
+        lists = [extents[number * count : (number + 1) * count] for number in range(partitions)]
+        reader = ColdReader(store, LoopClock(), 3 * partitions * size + 20 * size)
+
+        async def drain(behind: int) -> None:
+            await asyncio.sleep(behind * 0.0001)
+            for step in range(2 * count):
+                for number, of_partition in enumerate(lists):
+                    found = await reader.read(of_partition, step // 2)
+                    assert bytes(found) == bodies[number * count + step // 2]
+
+        await asyncio.gather(*map(drain, range(groups)))
+        assert sum(length for _, length in store.ranges) == sum(extent.length for extent in extents)
+
+    run(main())
+
+
+def test_what_nobody_came_for_makes_room() -> None:
+    """Goal: readers that go away leave no claim on the read-ahead for long."""
+
+    async def main() -> None:
+        store, extents, _ = await objects([[10_000] for _ in range(60)])
+        lists = [extents[number : number + 20] for number in (0, 20, 40)]
+        reader = ColdReader(store, LoopClock(), 400_000)
+        for of_partition in lists[:2]:
+            await reader.read(of_partition, 0)
+        await asyncio.sleep(UNWANTED_SECONDS + 1)
+        before = gets(store)
+        await reader.read(lists[2], 0)
+        await asyncio.sleep(1)
+        assert gets(store) - before >= 10
+
+    run(main())
+
+
+def test_the_bound_may_fall() -> None:
+    """Goal: when others need the memory, what was read back is given up at the next look."""
+
+    async def main() -> None:
+        store, extents, _ = await objects([[1000] for _ in range(20)])
+        limit = 1 << 20
+        reader = ColdReader(store, LoopClock(), lambda: limit)
+        for index in range(20):
+            await reader.read(extents, index)
+        limit = 3000
+        reader.trim()
+        assert reader._cache.bytes <= 3000
+        assert bytes(await reader.read(extents, 19))
 
     run(main())
