@@ -1,7 +1,8 @@
 """S3 servers for tests: moto, which honours conditional writes, and rclone's, which ignores them.
 
 Each is a process of its own on a port that was free, ended when the context is. moto keeps objects in memory, rclone as
-files.
+files. moto by itself looks for the key and then writes, and lets two of many threads win now and then: so conditional
+PUTs pass one at a time here.
 """
 
 from __future__ import annotations
@@ -16,10 +17,17 @@ from pathlib import Path
 
 START_SECONDS = 60.0
 _MOTO = """
-import sys, threading
+import io, sys, threading
 from werkzeug.serving import make_server
 from moto.server import DomainDispatcherApplication, create_backend_app
-server = make_server("127.0.0.1", 0, DomainDispatcherApplication(create_backend_app), threaded=True)
+moto, one_at_a_time = DomainDispatcherApplication(create_backend_app), threading.Lock()
+def app(environ, start_response):
+    if "HTTP_IF_NONE_MATCH" not in environ:
+        return moto(environ, start_response)
+    environ["wsgi.input"] = io.BytesIO(environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0)))
+    with one_at_a_time:
+        return list(moto(environ, start_response))
+server = make_server("127.0.0.1", 0, app, threaded=True)
 print(server.server_port, flush=True)
 threading.Thread(target=lambda: (sys.stdin.read(), server.shutdown()), daemon=True).start()
 server.serve_forever()

@@ -156,7 +156,7 @@ def test_one_winner_of_many_creators(kind: str) -> None:
             )
             winners = [number for number, result in enumerate(results) if result is None]
             assert len(winners) == 1
-            assert sum(isinstance(result, ObjectExists) for result in results) == 23
+            assert sum(isinstance(result, ObjectExists) for result in results) == 23, results
             assert await store.get(key, READ) == bodies[winners[0]]
 
     run(kind, scenario)
