@@ -10,6 +10,7 @@ from kafscale.protocol.api import ApiKey
 from workers.dispatch import AnyHandler, Handler, RawHandler
 from workers.handlers import (
     alter_configs,
+    alter_user_scram_credentials,
     create_acls,
     create_partitions,
     create_topics,
@@ -22,6 +23,7 @@ from workers.handlers import (
     describe_configs,
     describe_groups,
     describe_log_dirs,
+    describe_user_scram_credentials,
     fetch,
     find_coordinator,
     heartbeat,
@@ -88,6 +90,9 @@ def _served() -> list[AnyHandler]:
         Handler(key.INCREMENTAL_ALTER_CONFIGS, 0, 1, incremental_alter_configs.handle, incremental_alter_configs.failed,
                 is_admin=True),
         Handler(key.OFFSET_DELETE, 0, 0, offset_delete.handle, is_admin=True),
+        Handler(key.DESCRIBE_USER_SCRAM_CREDENTIALS, 0, 0, describe_user_scram_credentials.handle),
+        Handler(key.ALTER_USER_SCRAM_CREDENTIALS, 0, 0, alter_user_scram_credentials.handle,
+                alter_user_scram_credentials.failed, is_admin=True),
         Handler(key.DESCRIBE_CLUSTER, 0, 2, describe_cluster.handle, is_repeatable=True),
     ]
     # fmt: on

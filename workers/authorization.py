@@ -113,6 +113,8 @@ def _rows() -> dict[int, Row]:
             _TOPIC, (needs.ALTER_CONFIGS_OF_TOPIC, needs.ALTER_CONFIGS_OF_GROUP, needs.ALTER_CONFIGS_OF_CLUSTER)
         ),
         key.OFFSET_DELETE: PerItem(_GROUP, (needs.DELETE_GROUP, needs.READ_TOPIC)),
+        key.DESCRIBE_USER_SCRAM_CREDENTIALS: OnCluster(needs.DESCRIBE_CLUSTER),
+        key.ALTER_USER_SCRAM_CREDENTIALS: OnCluster(needs.ALTER_CLUSTER),
         # Open in Kafka's code, though its documentation says Describe Cluster; brokers are told to anyone anyway. What
         # the client may do to the cluster is told only to who may describe it.
         key.DESCRIBE_CLUSTER: Open(),

@@ -86,18 +86,17 @@ class DeleteAcls(msgspec.Struct, frozen=True, tag="delete_acls", kw_only=True):
     filter: AclFilter
 
 
-class AlterCredential(msgspec.Struct, frozen=True, tag="alter_credential", kw_only=True):
-    """Set a user's credential for a SCRAM mechanism, or delete it (None). It has been found sound. `is_of_file`:
-    whether the broker's bootstrap file has one too."""
+class AlterCredentials(msgspec.Struct, frozen=True, tag="alter_credentials", kw_only=True):
+    """Set a user's credentials by SCRAM mechanism, or delete them (None): all of them, or none where one can't be. They
+    have been found sound. `of_file`: for which of the mechanisms the broker's bootstrap file has one too."""
 
     user: str
-    mechanism: str
-    credential: cluster.ScramCredential | None
-    is_of_file: bool = False
+    credentials: dict[str, cluster.ScramCredential | None]
+    of_file: list[str] = []
 
 
 TopicCommand = CreateTopic | DeleteTopic | CreatePartitions | AlterConfigs
-Command = TopicCommand | CreateAcls | DeleteAcls | AlterCredential
+Command = TopicCommand | CreateAcls | DeleteAcls | AlterCredentials
 
 
 class CommandResult(msgspec.Struct, frozen=True):
@@ -207,8 +206,8 @@ def decide_all(
             if isinstance(command, CreateAcls | DeleteAcls):
                 results.append(_decide_acls(draft, command))
                 continue
-            if isinstance(command, AlterCredential):
-                _alter_credential(draft, command)
+            if isinstance(command, AlterCredentials):
+                _alter_credentials(draft, command)
                 results.append(CommandResult())
                 continue
             results.append(CommandResult(topic=_decide_one(draft, command, new_topic_id, now_ms, default_partitions)))
@@ -229,24 +228,25 @@ def _decide_acls(draft: Draft, command: CreateAcls | DeleteAcls) -> CommandResul
     return CommandResult(acls=deleted)
 
 
-def _alter_credential(draft: Draft, command: AlterCredential) -> None:
+def _alter_credentials(draft: Draft, command: AlterCredentials) -> None:
     said = draft.credentials.get(command.user, {})
-    is_said = command.mechanism in said
-    has = said[command.mechanism] is not None if is_said else command.is_of_file
-    change: cluster.CredentialChange
-    if command.credential is None and not has:
-        raise Invalid(ErrorCode.RESOURCE_NOT_FOUND, "Attempt to delete a user credential that does not exist")
-    if command.credential is None and not command.is_of_file:
-        change = cluster.ForgetCredential(command.user, command.mechanism)
-    else:
-        # That a credential of the file is no more must be remembered, or the file would bring it back.
-        change = cluster.SetCredential(command.user, command.mechanism, command.credential)
-        if command.user not in draft.credentials and len(draft.credentials) >= MAX_CREDENTIAL_USERS:
-            raise Invalid(
-                ErrorCode.POLICY_VIOLATION, f"the cluster may have {MAX_CREDENTIAL_USERS} users with a password at most"
-            )
-    cluster.apply_credential(change, draft.credentials)
-    draft.note(change)
+    for mechanism, credential in command.credentials.items():
+        has = said[mechanism] is not None if mechanism in said else mechanism in command.of_file
+        if credential is None and not has:
+            raise Invalid(ErrorCode.RESOURCE_NOT_FOUND, "Attempt to delete a user credential that does not exist")
+    if command.user not in draft.credentials and len(draft.credentials) >= MAX_CREDENTIAL_USERS:
+        raise Invalid(
+            ErrorCode.POLICY_VIOLATION, f"the cluster may have {MAX_CREDENTIAL_USERS} users with a password at most"
+        )
+    for mechanism, credential in command.credentials.items():
+        change: cluster.CredentialChange
+        if credential is None and mechanism not in command.of_file:
+            change = cluster.ForgetCredential(command.user, mechanism)
+        else:
+            # That a credential of the file is no more must be remembered, or the file would bring it back.
+            change = cluster.SetCredential(command.user, mechanism, credential)
+        cluster.apply_credential(change, draft.credentials)
+        draft.note(change)
 
 
 def _decide_one(

@@ -13,6 +13,10 @@ from types import MappingProxyType
 from typing import Final
 
 from kafscale.protocol.messages.alter_configs import AlterConfigsRequest, AlterConfigsResponse
+from kafscale.protocol.messages.alter_user_scram_credentials import (
+    AlterUserScramCredentialsRequest,
+    AlterUserScramCredentialsResponse,
+)
 from kafscale.protocol.messages.api_versions import ApiVersionsRequest, ApiVersionsResponse
 from kafscale.protocol.messages.create_acls import CreateAclsRequest, CreateAclsResponse
 from kafscale.protocol.messages.create_partitions import CreatePartitionsRequest, CreatePartitionsResponse
@@ -26,6 +30,10 @@ from kafscale.protocol.messages.describe_cluster import DescribeClusterRequest, 
 from kafscale.protocol.messages.describe_configs import DescribeConfigsRequest, DescribeConfigsResponse
 from kafscale.protocol.messages.describe_groups import DescribeGroupsRequest, DescribeGroupsResponse
 from kafscale.protocol.messages.describe_log_dirs import DescribeLogDirsRequest, DescribeLogDirsResponse
+from kafscale.protocol.messages.describe_user_scram_credentials import (
+    DescribeUserScramCredentialsRequest,
+    DescribeUserScramCredentialsResponse,
+)
 from kafscale.protocol.messages.fetch import FetchRequest, FetchResponse
 from kafscale.protocol.messages.find_coordinator import FindCoordinatorRequest, FindCoordinatorResponse
 from kafscale.protocol.messages.heartbeat import HeartbeatRequest, HeartbeatResponse
@@ -87,6 +95,8 @@ class ApiKey(IntEnum):
     DELETE_GROUPS = 42
     INCREMENTAL_ALTER_CONFIGS = 44
     OFFSET_DELETE = 47
+    DESCRIBE_USER_SCRAM_CREDENTIALS = 50
+    ALTER_USER_SCRAM_CREDENTIALS = 51
     DESCRIBE_CLUSTER = 60
 
 
@@ -161,6 +171,24 @@ def _rows() -> list[Api]:
             1,
         ),
         Api(ApiKey.OFFSET_DELETE, "OffsetDelete", OffsetDeleteRequest, OffsetDeleteResponse, 0, 0, NEVER),
+        Api(
+            ApiKey.DESCRIBE_USER_SCRAM_CREDENTIALS,
+            "DescribeUserScramCredentials",
+            DescribeUserScramCredentialsRequest,
+            DescribeUserScramCredentialsResponse,
+            0,
+            0,
+            0,
+        ),
+        Api(
+            ApiKey.ALTER_USER_SCRAM_CREDENTIALS,
+            "AlterUserScramCredentials",
+            AlterUserScramCredentialsRequest,
+            AlterUserScramCredentialsResponse,
+            0,
+            0,
+            0,
+        ),
         Api(ApiKey.DESCRIBE_CLUSTER, "DescribeCluster", DescribeClusterRequest, DescribeClusterResponse, 0, 2, 0),
     ]
 

@@ -9,6 +9,10 @@ from typing import Any
 
 from kafscale.protocol.api import ApiKey
 from kafscale.protocol.messages.alter_configs import AlterConfigsRequest, AlterConfigsResource
+from kafscale.protocol.messages.alter_user_scram_credentials import (
+    AlterUserScramCredentialsRequest,
+    ScramCredentialUpsertion,
+)
 from kafscale.protocol.messages.create_acls import AclCreation, CreateAclsRequest
 from kafscale.protocol.messages.create_partitions import CreatePartitionsRequest, CreatePartitionsTopic
 from kafscale.protocol.messages.create_topics import CreatableTopic, CreateTopicsRequest
@@ -20,6 +24,7 @@ from kafscale.protocol.messages.describe_acls import DescribeAclsRequest
 from kafscale.protocol.messages.describe_configs import DescribeConfigsRequest, DescribeConfigsResource
 from kafscale.protocol.messages.describe_groups import DescribeGroupsRequest
 from kafscale.protocol.messages.describe_log_dirs import DescribeLogDirsRequest
+from kafscale.protocol.messages.describe_user_scram_credentials import DescribeUserScramCredentialsRequest
 from kafscale.protocol.messages.find_coordinator import FindCoordinatorRequest
 from kafscale.protocol.messages.heartbeat import HeartbeatRequest
 from kafscale.protocol.messages.incremental_alter_configs import (
@@ -200,6 +205,10 @@ _FILTER = DeleteAclsFilter(
     permission_type=1,
 )
 
+_CREDENTIAL = ScramCredentialUpsertion(
+    name="bob", mechanism=1, iterations=4096, salt=b"salt", salted_password=bytes(32)
+)
+
 TOPIC, GROUP, CLUSTER, TRANSACTION = (frozenset({code}) for code in (29, 30, 31, 53))
 _USES_TOPIC = ("fetch topic t", "produce topic t", "admin cluster *")
 _ADMINISTERS = ("admin cluster *", "admin topic t")
@@ -317,5 +326,11 @@ CASES: tuple[Case, ...] = (
          GROUP, ["read topic t"], ["fetch topic t"]),
     Case("delete offsets: the topic", key.OFFSET_DELETE, _delete_offsets, ["read topic t"], ["fetch topic t"],
          TOPIC, ["delete group g"], ["group_admin group g"]),
+    Case("describe passwords", key.DESCRIBE_USER_SCRAM_CREDENTIALS,
+         lambda version: DescribeUserScramCredentialsRequest(), ["describe cluster kafka-cluster"],
+         ["admin cluster *"], CLUSTER),
+    Case("alter passwords", key.ALTER_USER_SCRAM_CREDENTIALS,
+         lambda version: AlterUserScramCredentialsRequest(upsertions=[_CREDENTIAL]), ["alter cluster kafka-cluster"],
+         ["admin cluster *"], CLUSTER),
 )
 # fmt: on
