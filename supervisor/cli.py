@@ -24,10 +24,11 @@ COMMANDS = {
     "recover": "read the bucket and say what a start would bring up; changes nothing",
     "verify": "read the bucket and report what is missing, corrupt, unreferenced or out of place (--quick, --strict)",
     "audit verify": "name the first audit record that was changed, removed or moved; of FILES, or - (--any-order)",
+    "credential": "print lines for sasl_credentials_file: of USER, whose password is asked for or read from a pipe",
     "version": "print the version",
 }
 
-_USAGE = "kafscale [serve|config|recover|verify|audit verify|version] [flags]"
+_USAGE = "kafscale [serve|config|recover|verify|audit verify|credential|version] [flags]"
 
 # Flags that say what a command does, and the commands they belong to.
 _COMMAND_FLAGS = {
@@ -41,8 +42,8 @@ _COMMAND_FLAGS = {
 }
 # Commands of two words, by the first.
 _PAIRS = {"audit": "audit verify"}
-# Those that take files as well.
-_WITH_FILES = ("audit verify",)
+# Those that take other words as well: files, a user.
+_WITH_FILES = ("audit verify", "credential")
 _OTHER_FLAGS = ("--help", "--version", *(f"--{name}" for name in _COMMAND_FLAGS))
 
 Serve = Callable[[Resolved], int]
@@ -88,6 +89,10 @@ def _run(arguments: Sequence[str], environ: Mapping[str, str], serve: Serve) -> 
         raise UsageError("--quick and --deep exclude each other; what is quick is not deep")
     if given.markdown:
         return _print_markdown()
+    if command == "credential":
+        from supervisor import credential
+
+        return credential.run(words)
     flags = {d.name: text for d in DECLARATIONS if (text := getattr(given, d.name, None)) is not None}
     resolved = resolve(flags, environ, given.config)
     for warning in resolved.warnings:

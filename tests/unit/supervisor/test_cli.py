@@ -132,7 +132,10 @@ def test_precedence_over_all_sources(tmp_path: Path) -> None:
         (["serve", "--work", "2"], "unknown flag --work; did you mean --workers?"),
         (["serv"], "unknown command serv; did you mean serve?"),
         (["serve", "here"], "unexpected word here after the command serve"),
-        ([], "no command given; say one of serve, config, recover, verify, audit verify, version, or --help"),
+        (
+            [],
+            "no command given; say one of serve, config, recover, verify, audit verify, credential, version, or --help",
+        ),
         (["serve", "--listen"], "--listen: expected one argument"),
         (["serve", "--json"], "--json belongs to the command config and verify and audit verify"),
         (["recover", "--strict"], "--strict belongs to the command verify and audit verify"),
