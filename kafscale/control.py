@@ -111,6 +111,8 @@ class Configure(msgspec.Struct, frozen=True, tag=True):
     metrics_fd: int
     security: Security = Security()
     peers: PeerSockets | None = None
+    # None where a worker has no siblings.
+    census_fd: int | None = None
 
 
 class ClusterVersion(msgspec.Struct, frozen=True, tag=True):

@@ -20,6 +20,7 @@ from typing import Any
 
 import msgspec
 
+from kafscale.census import Census
 from kafscale.clock import Clock
 from kafscale.config import Endpoint, Settings
 from kafscale.config.listeners import ListenerSettings, listeners_of
@@ -98,6 +99,7 @@ class Supervisor:
         self._lock: int | None = None
         self._listeners: Listeners | None = None
         self._blocks: dict[int, MetricsBlock] = {}
+        self._census: Census | None = None
         self._store: ObjectStore | None = None
         self._store_answered_at = clock.monotonic()
         self._coordination: CoordinationStore = coordination or open_coordination(settings, clock, random_source)
@@ -182,9 +184,12 @@ class Supervisor:
             complete_names(self._root)
         self._settings = self._resolved(settings, self._listeners.resolved())
         self._blocks = {index: MetricsBlock.create() for index in range(settings.workers)}
-        metric_fds = [block.fd for block in self._blocks.values() if block.fd is not None]
+        addresses_max = 0 if settings.connections_max_per_address is None else settings.connections_max
+        census = self._census = Census.create(settings.workers, addresses_max)
+        fds = [block.fd for block in self._blocks.values()] + [census.fd]
+        block_fds = [fd for fd in fds if fd is not None]
         self._spawner = Spawner(
-            self._worker_command, [*self._listeners.descriptors(), *metric_fds, self._lock], self._clock
+            self._worker_command, [*self._listeners.descriptors(), *block_fds, self._lock], self._clock
         )
         return http_socket, self._spawner
 
@@ -285,6 +290,7 @@ class Supervisor:
             metrics_fd=metrics_fd,
             security=self._security.security,
             peers=self._listeners.peer_sockets(post.index),
+            census_fd=None if self._census is None else self._census.fd,
         )
 
     # What the control plane reports.
@@ -393,6 +399,8 @@ class Supervisor:
             await self._files.call(lambda: broker_file.remove(self._root))
         await self._files.close()
         await self._acls.close()
+        if self._census is not None:
+            self._census.close()
         for block in self._blocks.values():
             block.close()
         if self._lock is not None:

@@ -15,6 +15,7 @@ import socket
 from collections.abc import Callable
 from typing import Final
 
+from kafscale.census import Census
 from kafscale.clock import Clock, Timer
 from kafscale.logs import RateLimited
 
@@ -33,29 +34,24 @@ Arrive = Callable[[socket.socket, str], None]
 
 
 class Pace:
-    """So many a second, and no more than that at once: a bucket of tokens."""
+    """So many a second of the clock, all workers of the broker together."""
 
-    def __init__(self, per_second: int | None, clock: Clock) -> None:
+    def __init__(self, per_second: int | None, clock: Clock, census: Census) -> None:
         self._per_second = per_second
         self._clock = clock
-        self._tokens = float(per_second or 0)
-        self._filled_at = clock.monotonic()
+        self._census = census
 
-    def take(self) -> float:
-        """Take one, or say after how many seconds there is one."""
+    def wait(self) -> float:
+        """After how many seconds the next may come; 0 for now."""
         if self._per_second is None:
             return 0.0
         now = self._clock.monotonic()
-        self._tokens = min(float(self._per_second), self._tokens + (now - self._filled_at) * self._per_second)
-        self._filled_at = now
-        if self._tokens >= 1.0:
-            self._tokens -= 1.0
-            return 0.0
-        return (1.0 - self._tokens) / self._per_second
+        return 0.0 if self._census.arrived(int(now)) < self._per_second else int(now) + 1 - now
 
-    def give_back(self) -> None:
-        """The one that was taken was not needed."""
-        self._tokens += 1.0
+    def count(self) -> None:
+        """One has come."""
+        if self._per_second is not None:
+            self._census.arrive(int(self._clock.monotonic()))
 
 
 class Acceptor:
@@ -95,17 +91,15 @@ class Acceptor:
 
     def _accept(self, listening: socket.socket, arrive: Arrive) -> None:
         for _ in range(ACCEPTED_PER_TURN_MAX):
-            wait = self._pace.take()
+            wait = self._pace.wait()
             if wait > 0.0:
                 self._rest(wait)
                 return
             try:
                 accepted, address = listening.accept()
             except BlockingIOError:
-                self._pace.give_back()
                 return
             except OSError as error:
-                self._pace.give_back()
                 if error.errno in _EXHAUSTED:
                     self._complaints.log(
                         log, logging.ERROR, "no connection can be accepted", key=error.errno, cause=str(error)
@@ -113,6 +107,7 @@ class Acceptor:
                     self._rest(EXHAUSTED_SECONDS)
                     return
                 continue  # The client is gone already.
+            self._pace.count()
             accepted.setblocking(False)
             arrive(accepted, address[0])
 

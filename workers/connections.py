@@ -12,6 +12,7 @@ import logging
 from collections.abc import Callable
 from typing import Final, Protocol
 
+from kafscale.census import Census
 from kafscale.clock import Clock, Timer
 from kafscale.config import Settings
 from kafscale.logs import RateLimited
@@ -76,8 +77,10 @@ class Connections:
         metrics: MetricsBlock,
         dispatch: Dispatch,
         listener: Listener | None = None,
+        census: Census | None = None,
     ) -> None:
-        """`listener`: that of the connections made by calling this; without one, an ordinary one."""
+        """`listener`: that of the connections made by calling this; without one, an ordinary one. `census`: where the
+        connections of the whole broker are counted; without one, this worker's are all there are."""
         self.listener = listener or Listener("clients")
         self.slabs = slabs
         self.dispatch = dispatch
@@ -111,8 +114,7 @@ class Connections:
         self._unknown: dict[Connection, float] = {}
         # Sockets that were accepted and are no connections yet: handshakes in progress.
         self.arriving = 0
-        # Connections, and those arriving, by client address; only where there is a limit.
-        self._by_address: dict[str, int] = {}
+        self._census = census or Census.alone()
         self._starved: dict[Connection, None] = {}
         self._held: dict[Holdable, None] = {}
         self._round: list[Connection] = []
@@ -164,6 +166,7 @@ class Connections:
         cells = self.cells
         cells[CONNECTIONS_ACCEPTED] += 1
         cells[CONNECTIONS_OPEN] = len(self._all)
+        self._count()
         if self._is_draining:
             connection.close("drain")
         elif len(self._all) > self._connections_max:
@@ -174,25 +177,33 @@ class Connections:
 
     @property
     def is_full(self) -> bool:
-        """Whether no more may come."""
-        return self._is_draining or len(self._all) + self.arriving >= self._connections_max
+        """Whether no more may come to this broker."""
+        return self._is_draining or self._census.open >= self._connections_max
+
+    def arrive(self) -> None:
+        """Count a socket that is on its way to be a connection; `settle` when it is one, or is not to be."""
+        self.arriving += 1
+        self._count()
+
+    def settle(self) -> None:
+        self.arriving -= 1
+        self._count()
+
+    def _count(self) -> None:
+        self._census.set_open(len(self._all) + self.arriving)
 
     def enter(self, host: str) -> bool:
         """Count a client's address, unless there are too many of it already. To be undone by `leave`."""
         if self._per_address_max is None:
             return True
-        count = self._by_address.get(host, 0)
-        if count >= self._per_address_max:
+        if self._census.count(host) >= self._per_address_max:
             return False
-        self._by_address[host] = count + 1
+        self._census.enter(host)
         return True
 
     def leave(self, host: str) -> None:
-        count = self._by_address.get(host, 0)
-        if count > 1:
-            self._by_address[host] = count - 1
-        else:
-            self._by_address.pop(host, None)
+        if self._per_address_max is not None:
+            self._census.leave(host)
 
     def await_authentication(self, connection: Connection) -> None:
         """Close the connection if `forget_unknown` does not come in time."""
@@ -215,6 +226,7 @@ class Connections:
         self._starved.pop(connection, None)
         self._held.pop(connection, None)
         self.cells[CONNECTIONS_OPEN] = len(self._all)
+        self._count()
 
     def count_closed(self, reason: str) -> None:
         self.cells[CONNECTIONS_CLOSED.at(reason)] += 1

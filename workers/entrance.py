@@ -102,7 +102,7 @@ class Entrance:
             connections.refuse(host, "proxy", "only trusted proxies may come to this listener (trusted_proxies)")
             accepted.close()
             return
-        connections.arriving += 1
+        connections.arrive()
         task = asyncio.get_running_loop().create_task(self._arrive(accepted, host))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -131,7 +131,7 @@ class Entrance:
         except (OSError, TimeoutError) as error:  # ssl.SSLError is an OSError
             self._failed(host, error)
         finally:
-            connections.arriving -= 1
+            connections.settle()
             if connection is None or not connection.was_made:
                 accepted.close()
                 if is_counted:

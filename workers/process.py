@@ -23,6 +23,7 @@ from typing import cast
 import uvloop
 
 from kafscale import logs
+from kafscale.census import Census
 from kafscale.clock import SystemClock
 from kafscale.control import (
     AdoptListener,
@@ -65,6 +66,7 @@ class Process(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._worker: Worker | None = None
         self._metrics: MetricsBlock | None = None
+        self._census = Census.alone()
         # What came with `Configure` in one read. A version of the cluster log among it is not told twice.
         self._early: list[ToWorker] = []
         self._configure: Configure | None = None
@@ -128,11 +130,24 @@ class Process(asyncio.Protocol):
         logs.configure(settings, "worker", worker=configure.worker_index)
         metrics = self._metrics = MetricsBlock.attach(configure.metrics_fd)
         metrics.begin_incarnation()
+        if configure.census_fd is not None:
+            self._census = Census.attach(configure.census_fd, configure.worker_index)
+            self._census.begin_incarnation()
         self._configure = configure
         # Ids must differ between incarnations: seeded by the operating system.
         source = random.Random(int.from_bytes(os.urandom(16), "big"))
         store = open_store(settings, self._clock, source)
-        self._worker = Worker(configure, store, self._clock, source, metrics, self.send, self._stopped, dial=self._dial)
+        self._worker = Worker(
+            configure,
+            store,
+            self._clock,
+            source,
+            metrics,
+            self.send,
+            self._stopped,
+            dial=self._dial,
+            census=self._census,
+        )
         for message in self._early:
             self._worker.receive(message)
         self._early.clear()
@@ -183,7 +198,8 @@ class Process(asyncio.Protocol):
             raise
 
     def _listen_to_clients(self, configure: Configure, worker: Worker) -> None:
-        self._acceptor = Acceptor(Pace(configure.settings.connections_per_second_max, self._clock), self._clock)
+        pace = Pace(configure.settings.connections_per_second_max, self._clock, self._census)
+        self._acceptor = Acceptor(pace, self._clock)
         for sockets in configure.sockets:
             for fd in (sockets.private_fd, sockets.bootstrap_fds[configure.worker_index]):
                 if fd >= 0:

@@ -15,6 +15,7 @@ import logging
 import random
 from collections.abc import Awaitable, Callable, Coroutine
 
+from kafscale.census import Census
 from kafscale.clock import Clock
 from kafscale.config import Settings
 from kafscale.config.listeners import listeners_of
@@ -128,6 +129,7 @@ class Worker:
         on_stopped: Callable[[str], None],
         bugs: PlantedBugs = NO_BUGS,
         dial: Dial = no_way,
+        census: Census | None = None,
     ) -> None:
         settings = configure.settings
         self.node_id = configure.node_id
@@ -174,6 +176,7 @@ class Worker:
         self._securing = asyncio.Lock()
         self._security = configure.security
         self._listeners = _listeners_of(settings)
+        self._census = census
         self.connections, self.peers = self._make_connections(Dispatcher(context, handlers()), slabs, dial)
         self._entrances = self._make_entrances()
         self.compactor = self._make_compactor(keys, random_source, tail)
@@ -259,7 +262,7 @@ class Worker:
         may concern."""
         settings = self._settings
         first = next(iter(self._listeners.values()))
-        connections = Connections(settings, self._clock, slabs, self._metrics, dispatcher, first)
+        connections = Connections(settings, self._clock, slabs, self._metrics, dispatcher, first, self._census)
         if not any(listener.is_shared for listener in self._listeners.values()):
             return connections, None
         assert settings.cluster_secret is not None, "the supervisor gives its workers a secret"

@@ -109,7 +109,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     workers: Annotated[
         int, Setting("Worker processes.", 1, WORKERS_MAX, auto="as many as CPUs by affinity and cgroup quota")
     ] = 1
-    connections_max: Annotated[int, Setting("Client connections a worker keeps open.", 1, 1_000_000)] = 20_000
+    connections_max: Annotated[int, Setting("Client connections that the broker keeps open.", 1, 1_000_000)] = 20_000
     connections_idle_ms: Annotated[int, Setting("A connection silent for so long is closed.", 1000, INT32_MAX)] = (
         600_000
     )
@@ -123,7 +123,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ] = None
     connections_per_second_max: Annotated[
-        int | None, Setting("Connections a worker takes a second; more wait.", 1, 1_000_000, auto="no limit")
+        int | None, Setting("Connections that the broker takes a second; more wait.", 1, 1_000_000, auto="no limit")
     ] = None
     frame_header_timeout_ms: Annotated[
         int, Setting("A request that has begun must be complete within this time.", 100, INT32_MAX)
