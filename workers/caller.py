@@ -27,7 +27,7 @@ class Gate(Protocol):
 
 class Caller:
     """`listener`: the address that the client came to. `forwards`: whether requests that concern other workers are
-    passed on to them. `repeated_produce`: how to serve a Produce that is like the last one; None until there is one.
+    passed on to them. `repeated_produce`: how to serve a Produce that is like an earlier one; None until there is one.
     `refused_batches`: what of its producers' has to come again first; None while nothing was refused. `access`: what
     the principal may do; None until it asks for something. `records_at`: where in a large Produce its records are
     likely to begin, as they did in the last one; memory for the next is chosen by that. `gate`: what every request must

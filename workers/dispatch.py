@@ -150,7 +150,7 @@ class Dispatcher:
         if gate is not None and gate.intercept(buffer, start, end, pending, now):
             return
         repeated = connection.repeated_produce
-        if repeated is not None and isinstance(buffer, bytearray) and repeated.serve(buffer, start, end, pending, now):
+        if repeated is not None and repeated.serve(buffer, start, end, pending, now):
             return
         header, position = parse_request_header(buffer, start, end)
         row = self._rows.get(header.api_key)

@@ -1,9 +1,10 @@
-"""Produce requests that differ from the last one of their connection only in correlation id and records.
+"""Produce requests that differ from an earlier one of their connection only in correlation id and records.
 
-A producer sends the same API, version, client id, acks, timeout, topic and partition over and over. A connection keeps
-these bytes of its last such request, with what they came to mean; a request that begins with the same bytes is appended
-without being parsed. It must do exactly what `handlers/produce.py` does, for the plainest of requests: a small frame,
-one partition, a batch that is good, new, and stored as it came. Anything else, and every error, it leaves alone.
+A producer sends the same API, version, client id, acks, timeout and topic over and over, for a few partitions. A
+connection keeps these bytes of its last such requests, with what they came to mean; a request that begins with the same
+bytes is appended without being parsed. It must do exactly what `handlers/produce.py` does, for the plainest of
+requests: one partition, a batch that is good, new, and stored as it came. Anything else, and every error, it leaves
+alone.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from kafscale.protocol.produce import (
     encode_produce_response,
     encoder_of_one_result,
 )
+from kafscale.protocol.schema import Buffer
 from kafscale.protocol.wire import uvarint
 from kafscale.storage.partition import PartitionLog
 from workers.connection import Pending
@@ -36,62 +38,80 @@ _INT32: Final = struct.Struct(">i").unpack_from
 _REQUESTS: Final = request_cell(ApiKey.PRODUCE)
 
 
-class RepeatedProduce:
-    """What one connection's last plain Produce request began with, and what that means.
+# Partitions that a connection's requests are remembered of.
+KNOWN_MAX: Final = 64
 
-    A frame is: API key and version (4 bytes, `_head`), correlation id (4), `_constant` up to the records' length, the
-    length, the records, and `_TAIL` from v9 on.
-    """
+
+class _Known:
+    """What requests that begin with the same bytes mean."""
 
     __slots__ = (
-        "_constant",
-        "_constant_end",
-        "_context",
-        "_generation",
-        "_head",
-        "_is_flexible",
-        "_partition",
-        "_rules",
-        "_timeout_ms",
-        "_topic",
-        "_version",
         "cells",
+        "constant",
         "encode_answer",
+        "generation",
+        "partition",
+        "rules",
+        "timeout_ms",
+        "topic",
+        "version",
     )
 
     def __init__(
-        self, context: Context, version: int, view: ProduceRequestView, partition: PartitionLog, frame_start: bytes
+        self, context: Context, version: int, view: ProduceRequestView, partition: PartitionLog, constant: bytes
     ) -> None:
-        self._context = context
         self.cells = context.metrics.cells
-        self._version = version
-        # From correlation id, base offset and log start offset.
-        self.encode_answer = encoder_of_one_result(version, view.partitions[0][0], partition.index)
-        self._is_flexible = version >= FLEXIBLE_FROM
-        self._timeout_ms = view.timeout_ms
-        self._topic = view.partitions[0][0]
-        self._partition = partition
-        self._generation = context.ownership.generation
+        self.version = version
+        self.timeout_ms = view.timeout_ms
+        self.topic = view.partitions[0][0]
+        self.partition = partition
+        self.constant = constant
+        self.generation = context.ownership.generation
         # The request that was learnt from was allowed by these.
-        self._rules = context.authority.rules
-        self._head = frame_start[:4]
-        self._constant = frame_start[8:]
-        self._constant_end = len(frame_start)
+        self.rules = context.authority.rules
+        # From correlation id, base offset and log start offset.
+        self.encode_answer = encoder_of_one_result(version, self.topic, partition.index)
+
+
+class RepeatedProduce:
+    """What one connection's last plain Produce requests began with, and what that means.
+
+    A frame is: API key and version (4 bytes, `_head`), correlation id (4), a constant up to the records' length, the
+    length, the records, and `_TAIL` from v9 on. The constants are all of one length.
+    """
+
+    __slots__ = ("_by_constant", "_constant_end", "_context", "_head", "_is_flexible", "_last")
+
+    def __init__(self, context: Context, version: int, head: bytes, constant_end: int, known: _Known) -> None:
+        self._context = context
+        self._is_flexible = version >= FLEXIBLE_FROM
+        self._head = head
+        self._constant_end = constant_end
+        self._last = known
+        self._by_constant = {known.constant: known}
 
     @classmethod
     def learn(
-        cls, context: Context, request: Request, view: ProduceRequestView, buffer: bytearray, start: int, end: int
+        cls,
+        before: RepeatedProduce | None,
+        context: Context,
+        request: Request,
+        view: ProduceRequestView,
+        buffer: Buffer,
+        start: int,
+        end: int,
     ) -> RepeatedProduce | None:
-        """From a request that was served, its body at `buffer[start:end]`; None if it is not of the plain kind."""
+        """From a request that was served, its body at `buffer[start:end]`, if it is of the plain kind. What was known
+        `before` stays known, unless that is of another kind than this."""
         topic, index, records = view.partitions[0]
         partition = context.ownership.partition(topic, index)
         if partition is None or records is None or partition.config.log_append_time or view.acks == 0:
-            return None
+            return before
         header = request.header
         version = header.api_version
         head = encode_request_header(APIS[ApiKey.PRODUCE], version, header.correlation_id, header.client_id)
         if buffer[start - len(head) : start] != head:
-            return None  # it has tags
+            return before  # it has tags
         # Where the records' length must lie in a body in its shortest form, with one partition, without tags, and with
         # nothing behind it. Whatever else there is in the frame moves its end away from that.
         topic_bytes = len(topic.encode()) if isinstance(topic, str) else len(topic)
@@ -103,20 +123,39 @@ class RepeatedProduce:
             constant_end = start + 22 + topic_bytes
             length_bytes = 4
         if constant_end + length_bytes + len(records) != end:
-            return None
-        return cls(context, version, view, partition, bytes(buffer[start - len(head) : constant_end]))
+            return before
+        frame_start = bytes(buffer[start - len(head) : constant_end])
+        known = _Known(context, version, view, partition, frame_start[8:])
+        if before is not None and before._add(frame_start, known):
+            return before
+        return cls(context, version, frame_start[:4], len(frame_start), known)
 
-    def serve(self, buffer: bytearray, start: int, end: int, pending: Pending, now: float) -> bool:
-        """Append the request `buffer[start:end]` if it is like the last; False, and nothing done, if it is not.
+    def _add(self, frame_start: bytes, known: _Known) -> bool:
+        """False if the request is of another kind than those that are known."""
+        if frame_start[:4] != self._head or len(frame_start) != self._constant_end:
+            return False
+        if len(self._by_constant) >= KNOWN_MAX:
+            self._by_constant.clear()
+        self._by_constant[known.constant] = self._last = known
+        return True
+
+    def serve(self, buffer: Buffer, start: int, end: int, pending: Pending, now: float) -> bool:
+        """Append the request `buffer[start:end]` if it is like one that is known; False, and nothing done, if not.
 
         `now`: monotonic seconds.
         """
         position = start + self._constant_end
-        if buffer[start + 8 : position] != self._constant or buffer[start : start + 4] != self._head:
+        if buffer[start : start + 4] != self._head:
             return False
+        known = self._last
+        if buffer[start + 8 : position] != known.constant:
+            found = self._by_constant.get(bytes(buffer[start + 8 : position]))
+            if found is None:
+                return False
+            known = self._last = found
         context = self._context
-        partition = self._partition
-        if context.ownership.generation != self._generation or context.authority.rules is not self._rules:
+        partition = known.partition
+        if context.ownership.generation != known.generation or context.authority.rules is not known.rules:
             return False
         if end - position < HEADER_BYTES:
             return False
@@ -140,7 +179,8 @@ class RepeatedProduce:
             position += 4
             if position + length != end:
                 return False
-        batch = buffer[position : position + length]
+        # Of the shared receive buffer a copy; of a large frame a view, which keeps its memory.
+        batch: bytearray | memoryview = buffer[position : position + length]  # type: ignore[assignment]
         now_ms = context.clock.wall_ms()
         config = partition.config
         try:
@@ -148,53 +188,43 @@ class RepeatedProduce:
                 memoryview(batch),
                 config.max_message_bytes,
                 now_ms,
-                self._version,
+                known.version,
                 config.timestamp_before_max_ms,
                 config.timestamp_after_max_ms,
             )
             if header.max_timestamp < header.base_timestamp or (
-                header.producer_id >= 0 and partition.duplicate_of(header) is not None
+                header.producer_id >= 0
+                and (pending.caller.refused_batches or partition.duplicate_of(header) is not None)
             ):
                 return False
         except Invalid:
             return False
         flusher = context.flusher
         base_offset, flush = flusher.append(partition, batch, header, now_ms)
-        self.cells[_REQUESTS] += 1
+        known.cells[_REQUESTS] += 1
         (correlation_id,) = _INT32(buffer, start + 4)
-        waiting = _WaitingRepeated(self, pending, correlation_id, base_offset, partition.log_start_offset, now)
+        waiting = _WaitingRepeated(known, pending, correlation_id, base_offset, partition.log_start_offset, now)
         flush.answers.append(waiting.complete)
         if flusher.is_full:
             context.hold_produce()
         return True
 
-    def is_over(self, arrived: float, now: float) -> bool:
-        """Whether the time that the client gave a request is over."""
-        return now >= arrived + self._timeout_ms / 1000
-
-    def answer_late(self, correlation_id: int, pending: Pending) -> None:
-        """Answer a request whose time is over."""
-        code = ErrorCode.REQUEST_TIMED_OUT
-        self.cells[error_cell(code)] += 1
-        result = (self._topic, self._partition.index, code, -1, -1, -1, None, None)
-        pending.answer(encode_produce_response(self._version, correlation_id, [result]))
-
 
 class _WaitingRepeated(Waiting):
     """A request that was served so and is not durable yet."""
 
-    __slots__ = ("_arrived", "_base_offset", "_correlation_id", "_log_start_offset", "_pending", "_repeated")
+    __slots__ = ("_arrived", "_base_offset", "_correlation_id", "_known", "_log_start_offset", "_pending")
 
     def __init__(
         self,
-        repeated: RepeatedProduce,
+        known: _Known,
         pending: Pending,
         correlation_id: int,
         base_offset: int,
         log_start_offset: int,
         arrived: float,
     ) -> None:
-        self._repeated = repeated
+        self._known = known
         self._pending: Pending | None = pending
         self._correlation_id = correlation_id
         self._base_offset = base_offset
@@ -206,14 +236,17 @@ class _WaitingRepeated(Waiting):
         if pending is None:
             return
         self._pending = None
-        repeated = self._repeated
-        PRODUCE_LATENCY.observe(repeated.cells, int((now - self._arrived) * 1e6))
-        pending.answer_with_others(
-            repeated.encode_answer(self._correlation_id, self._base_offset, self._log_start_offset)
-        )
+        known = self._known
+        PRODUCE_LATENCY.observe(known.cells, int((now - self._arrived) * 1e6))
+        pending.answer_with_others(known.encode_answer(self._correlation_id, self._base_offset, self._log_start_offset))
 
     def expire(self, now: float) -> None:
         pending = self._pending
-        if pending is not None and self._repeated.is_over(self._arrived, now):
-            self._pending = None
-            self._repeated.answer_late(self._correlation_id, pending)
+        known = self._known
+        if pending is None or now < self._arrived + known.timeout_ms / 1000:
+            return
+        self._pending = None
+        code = ErrorCode.REQUEST_TIMED_OUT
+        known.cells[error_cell(code)] += 1
+        result = (known.topic, known.partition.index, code, -1, -1, -1, None, None)
+        pending.answer(encode_produce_response(known.version, self._correlation_id, [result]))

@@ -1,4 +1,4 @@
-"""Memory for large received frames: a bounded pool of slabs that are recycled, and faulted in before they are used.
+"""Memory for large received frames: a bounded pool of slabs that are recycled.
 
 Fresh memory costs a worker more than all of its Python (page faults), so frames go into slabs that were there before. A
 slab is cut into regions from front to back; it is used again, oldest first, when nobody holds a view of any of them.
@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 
-# What a disk wants of memory that it writes from, and the distance of the bytes that are touched to fault a slab in.
+# What a disk wants of memory that it writes from.
 PAGE_BYTES = 4096
 # An idle oversized piece is taken for a smaller frame only if it is not wasted on it.
 _LARGE_WASTE_FACTOR = 4
@@ -44,13 +44,6 @@ class SlabPool:
         self._used: list[mmap.mmap] = []
         self._large: list[mmap.mmap] = []
         self._idle_count = _reference_count_when_idle()
-
-    def warm(self, slab_count: int) -> None:
-        """Allocate up to `slab_count` slabs ahead of need, as far as the bound allows."""
-        for _ in range(slab_count):
-            if self.allocated_bytes + self.slab_bytes > self.max_bytes:
-                break
-            self._used.append(self._allocate(self.slab_bytes))
 
     def take(self, length: int, lead: int = 0) -> memoryview | None:
         """A writable region of `length` bytes, its content undefined; None while all memory is held. Where there is
@@ -134,11 +127,9 @@ class SlabPool:
     def _allocate(self, size: int) -> mmap.mmap:
         self.allocated_bytes += size
         slab = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        # Its pages are found when they are first written to, some at a time: all at once would hold everybody up.
         with suppress(OSError):
             slab.madvise(mmap.MADV_HUGEPAGE)
-        with memoryview(slab) as view:
-            # Writes to every page, so that the faults are paid here and once.
-            view[::PAGE_BYTES] = b"\x55" * len(view[::PAGE_BYTES])
         return slab
 
 

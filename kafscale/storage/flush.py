@@ -2,7 +2,7 @@
 
 Owns nothing but what it is given by the flusher. The batches of a partition stand together, in offset order; where its
 batches are large each may be an extent of its own, so that it can begin at a multiple of the store's alignment. Then
-there are zeros in between, which no row of the table names.
+there are zeros in between and before the table, which no row of it names.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from kafscale.storage.extents import Extent, checksum_of
 from kafscale.storage.log_objects import (
     BATCH_ROW,
     BATCHES_GROUP,
+    FOOTER_BYTES,
     HEADER_BYTES,
     LOG_START_GROUP,
     GroupKind,
@@ -121,6 +122,11 @@ def lay_out(flush: Flush, header: bytes, key: str, large_extent_bytes: int, alig
             LOG_START_GROUP.pack(GroupKind.LOG_START_OFFSET, *partition.identity, partition.leader_epoch, offset)
         )
     rows = b"".join(table)
+    if alignment > 1 and flush.bytes >= large_extent_bytes:
+        # It ends at a multiple too, so that nothing need be cut off.
+        gap = -(position + len(rows) + FOOTER_BYTES) % alignment
+        parts.append(_ZEROS[:gap])
+        position += gap
     parts.append(rows)
     parts.append(encode_footer(position, rows))
     return parts

@@ -102,14 +102,15 @@ def handle(
         context.metrics, version, correlation_id, pending, results, arrived, view.timeout_ms, nodes
     )
     flush.answers.append(waiting.complete)
-    # The short way does not look at what was refused.
+    # The short way leaves all to the long one while something was refused.
     if len(results) == 1 and not failed and not pending.caller.refused_batches:
-        if isinstance(buffer, bytearray):
-            pending.caller.repeated_produce = RepeatedProduce.learn(context, request, view, buffer, start, end)
-        else:
+        caller = pending.caller
+        known = caller.repeated_produce
+        caller.repeated_produce = RepeatedProduce.learn(known, context, request, view, buffer, start, end)
+        if is_kept:
             # Behind the records come the tags of the partition, the topic and the request; mostly there are none.
             tags = 3 if version >= FLEXIBLE_FROM else 0
-            pending.caller.records_at = end - tags - len(view.partitions[0][2] or b"")
+            caller.records_at = end - tags - len(view.partitions[0][2] or b"")
 
 
 def _append(

@@ -22,7 +22,7 @@ from kafscale.storage.keys import sequence_of
 from tests.unit.protocol.batch_samples import recrc
 from tests.unit.workers.whole_worker import Client, WholeWorker, batch_of, id_of, produce_request, run
 from workers.connection import Connection
-from workers.repeated_produce import RepeatedProduce
+from workers.repeated_produce import KNOWN_MAX, RepeatedProduce
 
 PRODUCE = APIS[ApiKey.PRODUCE]
 FLEXIBLE_FROM = 9
@@ -137,7 +137,7 @@ def test_plain_requests_take_the_short_way(version: int, acks: int, served: list
         twins = Twins()
         await twins.start()
         twins.both("create", "t2", 2)
-        sizes = [0, 1, 40, 60, 200, 5000, 20_000, 60_000, 3]
+        sizes = [0, 1, 40, 60, 200, 5000, 20_000, 60_000, 3, 90_000, 300_000, 7, 300_001]
         for number, size in enumerate(sizes):
             batch = batch_of(b"v" * size, producer_id=5, producer_epoch=0, base_sequence=number)
             request = produce_request((topic_of(version, 2), 0, batch), acks=acks)
@@ -151,9 +151,37 @@ def test_plain_requests_take_the_short_way(version: int, acks: int, served: list
     run(main())
 
 
+@pytest.mark.parametrize("version", [3, 9, 13])
+def test_partitions_in_turn_take_the_short_way(version: int, served: list[bool]) -> None:
+    """From each one's second request on; of many partitions those that came last."""
+
+    async def main() -> None:
+        twins = Twins()
+        await twins.start()
+        twins.both("create", "t2", 2, 2 * KNOWN_MAX + 2)
+        for turn in range(3):
+            for index in (0, 2, 4):
+                twins.send(
+                    frame(version, index, "producer", produce_request((topic_of(version, 2), index, batch_of())))
+                )
+            await twins.check()
+            assert served == [False] * bool(turn == 0) * 2 + [True] * 3 * bool(turn)
+            served.clear()
+        for index in range(0, 2 * KNOWN_MAX + 2, 2):
+            twins.send(frame(version, index, "producer", produce_request((topic_of(version, 2), index, batch_of()))))
+        await twins.check()
+        served.clear()
+        twins.send(frame(version, 1, "producer", produce_request((topic_of(version, 2), 2 * KNOWN_MAX, batch_of()))))
+        twins.send(frame(version, 1, "producer", produce_request((topic_of(version, 2), 0, batch_of()))))
+        await twins.check()
+        assert served == [True, False]
+
+    run(main())
+
+
 @pytest.mark.parametrize("version", [8, 12, 13])
 def test_what_is_not_plain_takes_the_long_way(version: int, served: list[bool]) -> None:
-    """Large frames, acks=0, another client id, topic, version or time-out; what changed meanwhile; what is wrong."""
+    """acks=0, another client id, topic, version or time-out; what changed meanwhile; what is wrong."""
 
     async def main() -> None:
         twins = Twins()

@@ -145,15 +145,6 @@ def test_large_memory_is_used_again() -> None:
     assert _backing(tiny_for_it) != backing
 
 
-def test_warm_allocates_within_the_bound() -> None:
-    """Memory faulted in ahead of need is counted, and used."""
-    pool = SlabPool(64 * KIB, 200 * KIB)
-    pool.warm(10)
-    assert pool.allocated_bytes == 192 * KIB
-    assert pool.take(10) is not None
-    assert pool.allocated_bytes == 192 * KIB
-
-
 def test_slabs_need_no_garbage_collector() -> None:
     """What is let go is free at once: no cycle keeps it."""
     gc.disable()
