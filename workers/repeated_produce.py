@@ -37,9 +37,10 @@ _TAIL: Final = b"\0\0\0"
 _INT32: Final = struct.Struct(">i").unpack_from
 _REQUESTS: Final = request_cell(ApiKey.PRODUCE)
 
-
-# Partitions that a connection's requests are remembered of.
+# Partitions that a connection's requests are remembered of, and how long what they begin with may be: client ids of
+# tens of kilobytes can be sent.
 KNOWN_MAX: Final = 64
+CONSTANT_BYTES_MAX: Final = 1024
 
 
 class _Known:
@@ -122,9 +123,9 @@ class RepeatedProduce:
         else:
             constant_end = start + 22 + topic_bytes
             length_bytes = 4
-        if constant_end + length_bytes + len(records) != end:
-            return before
         frame_start = bytes(buffer[start - len(head) : constant_end])
+        if constant_end + length_bytes + len(records) != end or len(frame_start) > CONSTANT_BYTES_MAX:
+            return before
         known = _Known(context, version, view, partition, frame_start[8:])
         if before is not None and before._add(frame_start, known):
             return before
@@ -156,6 +157,8 @@ class RepeatedProduce:
         context = self._context
         partition = known.partition
         if context.ownership.generation != known.generation or context.authority.rules is not known.rules:
+            # What is known of other partitions is as old, and holds on to partitions that may be gone.
+            pending.caller.repeated_produce = None
             return False
         if end - position < HEADER_BYTES:
             return False

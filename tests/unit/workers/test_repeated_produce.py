@@ -22,7 +22,7 @@ from kafscale.storage.keys import sequence_of
 from tests.unit.protocol.batch_samples import recrc
 from tests.unit.workers.whole_worker import Client, WholeWorker, batch_of, id_of, produce_request, run
 from workers.connection import Connection
-from workers.repeated_produce import KNOWN_MAX, RepeatedProduce
+from workers.repeated_produce import CONSTANT_BYTES_MAX, KNOWN_MAX, RepeatedProduce
 
 PRODUCE = APIS[ApiKey.PRODUCE]
 FLEXIBLE_FROM = 9
@@ -175,6 +175,22 @@ def test_partitions_in_turn_take_the_short_way(version: int, served: list[bool])
         twins.send(frame(version, 1, "producer", produce_request((topic_of(version, 2), 0, batch_of()))))
         await twins.check()
         assert served == [True, False]
+
+    run(main())
+
+
+def test_what_a_stranger_makes_long_is_not_kept(served: list[bool]) -> None:
+    """Of a client id of tens of kilobytes no copy is kept a partition."""
+
+    async def main() -> None:
+        twins = Twins()
+        await twins.start()
+        twins.both("create", "t2", 2)
+        for client in ("a", "a" * CONSTANT_BYTES_MAX):
+            for _ in range(2):
+                twins.send(frame(9, 1, client, produce_request(("t2", 0, batch_of()))))
+                await twins.check()
+        assert served == [True, False, False]
 
     run(main())
 
