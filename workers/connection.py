@@ -637,6 +637,7 @@ class Connection(Caller, asyncio.BufferedProtocol):
         """The client has shown that it is `principal`."""
         self.principal = principal
         self.access = None
+        self.repeated_produce = None
         if not self.is_authenticated:
             self.is_authenticated = True
             self._frame_bytes_max = self._shared.frame_bytes_max

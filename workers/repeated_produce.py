@@ -28,7 +28,7 @@ from kafscale.protocol.produce import (
 from kafscale.protocol.schema import Buffer
 from kafscale.protocol.wire import uvarint
 from kafscale.storage.partition import PartitionLog
-from workers.connection import Pending
+from workers.connection import SMALL_FRAME_BYTES, Pending
 from workers.context import Context, Request
 from workers.waiting_produce import Waiting
 
@@ -182,6 +182,8 @@ class RepeatedProduce:
             position += 4
             if position + length != end:
                 return False
+        if length > SMALL_FRAME_BYTES:
+            pending.caller.records_at = position - start
         # Of the shared receive buffer a copy; of a large frame a view, which keeps its memory.
         batch: bytearray | memoryview = buffer[position : position + length]  # type: ignore[assignment]
         now_ms = context.clock.wall_ms()
