@@ -25,14 +25,15 @@ COMMANDS = {
     "verify": "read the bucket and report what is missing, corrupt, unreferenced or out of place (--quick, --strict)",
     "audit verify": "name the first audit record that was changed, removed or moved; of FILES, or - (--any-order)",
     "credential": "print lines for sasl_credentials_file: of USER, whose password is asked for or read from a pipe",
+    "acl check": "say whether --principal may do --action on --resource --name, and which rule decides",
     "version": "print the version",
 }
 
-_USAGE = "kafscale [serve|config|recover|verify|audit verify|credential|version] [flags]"
+_USAGE = "kafscale [serve|config|recover|verify|audit verify|credential|acl check|version] [flags]"
 
 # Flags that say what a command does, and the commands they belong to.
 _COMMAND_FLAGS = {
-    "json": ("config", "verify", "audit verify"),
+    "json": ("config", "verify", "audit verify", "acl check"),
     "markdown": ("config",),
     "quick": ("verify",),
     "deep": ("verify",),
@@ -40,11 +41,26 @@ _COMMAND_FLAGS = {
     "any-order": ("audit verify",),
     "no-anchors": ("audit verify",),
 }
+# Flags with a value that belong to `acl check`.
+_QUESTION_FLAGS = {
+    "principal": "who: as KafScale's document names clients, or with a type, as in User:alice",
+    "action": "what: an action of KafScale's (fetch, admin, ...) or an operation of Kafka's (Read, AlterConfigs, ...)",
+    "resource": "on what: topic, group, cluster or transactional_id",
+    "name": "which one",
+    "host": "the client's address",
+    "bootstrap": "a broker to ask for the catalogue's ACLs",
+    "client-id": "the client id to ask it with",
+}
 # Commands of two words, by the first.
-_PAIRS = {"audit": "audit verify"}
+_PAIRS = {"audit": "audit verify", "acl": "acl check"}
 # Those that take other words as well: files, a user.
 _WITH_FILES = ("audit verify", "credential")
-_OTHER_FLAGS = ("--help", "--version", *(f"--{name}" for name in _COMMAND_FLAGS))
+_OTHER_FLAGS = (
+    "--help",
+    "--version",
+    *(f"--{name}" for name in _COMMAND_FLAGS),
+    *(f"--{name}" for name in _QUESTION_FLAGS),
+)
 
 Serve = Callable[[Resolved], int]
 
@@ -85,6 +101,9 @@ def _run(arguments: Sequence[str], environ: Mapping[str, str], serve: Serve) -> 
     for name, commands in _COMMAND_FLAGS.items():
         if getattr(given, name.replace("-", "_")) and command not in commands:
             raise UsageError(f"--{name} belongs to the command {' and '.join(commands)}")
+    question = {name: text for name in _QUESTION_FLAGS if (text := getattr(given, f"question_{name}")) is not None}
+    if question and command != "acl check":
+        raise UsageError(f"--{next(iter(question))} belongs to the command acl check")
     if given.quick and given.deep:
         raise UsageError("--quick and --deep exclude each other; what is quick is not deep")
     if given.markdown:
@@ -117,6 +136,11 @@ def _run(arguments: Sequence[str], environ: Mapping[str, str], serve: Serve) -> 
             as_json=given.json,
         )
         return audit_verify.run(resolved.settings, wanted)
+    if command == "acl check":
+        from supervisor import acl_check
+
+        asked = {name.replace("-", "_"): text for name, text in question.items()}
+        return acl_check.run(resolved.settings, acl_check.Question(**asked, as_json=given.json))
     return serve(resolved) if command == "serve" else _print_settings(resolved, as_json=given.json)
 
 
@@ -195,6 +219,8 @@ def _parser() -> _Parser:
     parser.add_argument("--version", action="store_true", help="print the version")
     for name in _COMMAND_FLAGS:
         parser.add_argument(f"--{name}", action="store_true", help=argparse.SUPPRESS)
+    for name, text in _QUESTION_FLAGS.items():
+        parser.add_argument(f"--{name}", dest=f"question_{name}", metavar="TEXT", help=f"acl check: {text}")
     parser.add_argument(CONFIG_FLAG, metavar="FILE", help=f"TOML file of settings (variable: {CONFIG_VARIABLE})")
     group: argparse._ArgumentGroup | None = None
     for declaration in DECLARATIONS:
