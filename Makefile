@@ -116,6 +116,10 @@ demo: $(VENV)/.development  ## 336,776 flights through three clients, with the r
 bench: $(VENV)/.development  ## Measure; the result is docs/bench.md
 	$(BIN)/python -m loadtest.bench $(ARGS)
 
+.PHONY: bench-acls
+bench-acls: $(VENV)/.development  ## Measure what ACLs cost; the result is in docs/bench-security.md
+	$(BIN)/python -m tests.bench.acls --write $(ARGS)
+
 .PHONY: docs
 docs: $(VENV)/.development  ## Write anew the pages that follow from the code
 	$(BIN)/python -m kafscale config --markdown > docs/settings.md

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import hashlib
 import logging
 import os
 from collections.abc import Callable, Sequence
@@ -22,7 +23,7 @@ from kafscale.coordination.cluster import ClusterState
 from kafscale.logs import RateLimited
 from kafscale.protocol.acls import AclBinding
 from kafscale.security.acl_rules import RuleSet, parse_super_users
-from kafscale.security.acl_sources import DocumentSource, Loaded, load_document
+from kafscale.security.acl_sources import DocumentSource, Loaded, read_document, understand_document
 from kafscale.security.sealed_memory import open_sealed, seal
 from kafscale.security.snapshot_compiler import compile_snapshot
 from kafscale.storage.threads import Threads
@@ -100,6 +101,8 @@ class Acls:
         self._problem = ""
         self._stamp: Stamp | None = None
         self._is_settled = True
+        # Of the text that was last read.
+        self._digest: bytes | None = None
         self._bindings: Sequence[AclBinding] = ()
         self._version = 0
         self._made: _Made | None = None
@@ -137,7 +140,8 @@ class Acls:
         """Make the first snapshot. Nothing that is wrong with a document stops the start: it denies."""
         if not self.is_on:
             return
-        self._document = await self._threads.call(self._read)
+        found = await self._threads.call(lambda: self._read_if_changed(asked=True))
+        self._document = found or Loaded(None)
         self._tell_of_document(self._document)
         self.heard_of(state)
         self._woken.clear()
@@ -183,9 +187,9 @@ class Acls:
     async def _look_at_document(self) -> bool:
         """Read the document where it has, or may have, changed. Whether it is another and good."""
         asked, self._is_reload_asked_for = self._is_reload_asked_for, False
-        if not asked and self._is_settled and not await self._threads.call(self._has_changed):
+        found = await self._threads.call(lambda: self._read_if_changed(asked))
+        if found is None:
             return False
-        found = await self._threads.call(self._read)
         before = self._problem
         self._problem = found.problem
         if found.problem:
@@ -196,28 +200,27 @@ class Acls:
                     extra={"source": found.source, "cause": found.problem},
                 )
             return False
-        if before:
-            log.info("the ACL document can be read again", extra={"source": found.source})
-        if await self._threads.call(lambda: found == self._document):
-            return False
         self._on_reload(DOCUMENT, "")
-        log.info("the ACL document has changed", extra={"source": found.source})
+        log.info("the ACL document was read again", extra={"source": found.source})
         self._document = found
         return True
 
-    def _has_changed(self) -> bool:
-        return self._source.file is not None and self._source.is_enabled and _stamp_of(self._source.file) != self._stamp
-
-    def _read(self) -> Loaded:
-        """In a thread."""
-        if self._source.file is not None:
-            # Before the file: what is written to it meanwhile is seen the next time.
-            self._stamp = _stamp_of(self._source.file)
-            self._is_settled = (
-                self._stamp is None or self._clock.wall_ms() * 10**6 - self._stamp.changed_ns > SETTLED_NS
-            )
+    def _read_if_changed(self, asked: bool) -> Loaded | None:
+        """In a thread: the document, if it is another than the last one that was read, good or bad."""
+        stamp = None if self._source.file is None else _stamp_of(self._source.file)
+        if not asked and self._is_settled and stamp == self._stamp:
+            return None
+        # Before the file is read: what is written to it meanwhile is seen the next time.
+        self._stamp = stamp
+        now_ns = self._clock.wall_ms() * 10**6
+        self._is_settled = stamp is None or now_ns - stamp.changed_ns > SETTLED_NS
+        text = read_document(self._source)
+        digest = b"" if text is None else hashlib.sha256(f"{text.problem}\0".encode() + text.data).digest()
+        if digest == self._digest:
+            return None
+        self._digest = digest
         with _UninterruptedByCollections():
-            return load_document(self._source)
+            return understand_document(self._source, text)
 
     def _tell_of_document(self, loaded: Loaded) -> None:
         if loaded.problem and loaded.failed_open:

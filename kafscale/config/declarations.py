@@ -416,7 +416,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ] = False
     acl_file_check_interval_ms: Annotated[
         int, Setting("How often acl_file is looked at for changes.", 50, 3_600_000)
-    ] = 250
+    ] = 100
     kafka_acl_enabled: Annotated[
         bool | None,
         Setting("Go by Kafka's ACLs, which clients create, as well.", auto="where super_users is set"),

@@ -37,38 +37,46 @@ class Loaded(NamedTuple):
     failed_open: bool = False
 
 
-def load_document(wanted: DocumentSource) -> Loaded:
-    """Read what is to be read."""
+class Text(NamedTuple):
+    """The document's bytes, not understood yet, or why they can't be had."""
+
+    source: str
+    data: bytes = b""
+    problem: str = ""
+
+
+def read_document(wanted: DocumentSource) -> Text | None:
+    """Read what is to be read; None where no document is asked for."""
     if not wanted.is_enabled:
-        return Loaded(None)
+        return None
     if wanted.json is not None and wanted.json.strip():
         # As in KafScale, the file is not looked at then, even where the JSON is bad.
-        return _parsed(wanted, "acl_json (KAFSCALE_ACL_JSON)", wanted.json)
+        return Text("acl_json (KAFSCALE_ACL_JSON)", wanted.json.encode("utf-8", "surrogateescape"))
     if wanted.file is None:
-        if wanted.is_optional:
-            return Loaded(None)
-        return _failed(wanted, "the settings", "neither acl_json nor acl_file is set")
+        return None if wanted.is_optional else Text("the settings", problem="neither acl_json nor acl_file is set")
     try:
-        data = _read(wanted.file)
+        with Path(wanted.file).open("rb") as file:
+            data = file.read(DOCUMENT_BYTES_MAX + 1)
     except OSError as error:
-        return _failed(wanted, wanted.file, f"it can't be read: {error.strerror or error}")
-    return _parsed(wanted, wanted.file, data)
-
-
-def _read(path: str) -> bytes:
-    with Path(path).open("rb") as file:
-        data = file.read(DOCUMENT_BYTES_MAX + 1)
+        return Text(wanted.file, problem=f"it can't be read: {error.strerror or error}")
     if len(data) > DOCUMENT_BYTES_MAX:
-        raise OSError(f"it has more than {DOCUMENT_BYTES_MAX} bytes")
-    return data
+        return Text(wanted.file, problem=f"it has more than {DOCUMENT_BYTES_MAX} bytes")
+    return Text(wanted.file, data)
 
 
-def _parsed(wanted: DocumentSource, source: str, data: bytes | str) -> Loaded:
-    try:
-        return Loaded(parse_document(data), source)
-    except DocumentError as error:
-        return _failed(wanted, source, str(error))
+def understand_document(wanted: DocumentSource, text: Text | None) -> Loaded:
+    """What the text says."""
+    if text is None:
+        return Loaded(None)
+    problem = text.problem
+    if not problem:
+        try:
+            return Loaded(parse_document(text.data), text.source)
+        except DocumentError as error:
+            problem = str(error)
+    return Loaded(None, text.source, problem, failed_open=wanted.fails_open)
 
 
-def _failed(wanted: DocumentSource, source: str, problem: str) -> Loaded:
-    return Loaded(None, source, problem, failed_open=wanted.fails_open)
+def load_document(wanted: DocumentSource) -> Loaded:
+    """Both at once."""
+    return understand_document(wanted, read_document(wanted))

@@ -86,7 +86,7 @@ def parse_document(data: bytes | str) -> Document:
         name = trimmed(entry.name)
         if name:
             found.pop(name, None)
-            found[name] = Principal(name, _rules(entry.allow), _rules(entry.deny), position)
+            found[name] = Principal(name, entry.allow, entry.deny, position)
     return Document(folded(trimmed(reader.default_policy)) == "allow", tuple(found.values()))
 
 
@@ -112,8 +112,8 @@ class _Entry:
 
     def __init__(self) -> None:
         self.name = ""
-        self.allow: list[list[str]] = []
-        self.deny: list[list[str]] = []
+        self.allow: list[Rule] = []
+        self.deny: list[Rule] = []
 
 
 class _Reader:
@@ -150,24 +150,28 @@ def _read_entry(entry: _Entry, value: Any, place: str) -> None:
                 _read_rules(entry.deny, item, f"{place}.deny")
 
 
-def _read_rules(rules: list[list[str]], value: Any, place: str) -> None:
-    items = _items(value, place)
-    del rules[len(items) :]
-    rules += [["", "", ""] for _ in range(len(items) - len(rules))]
-    for position, item in enumerate(items):
-        rule = rules[position]
-        if not isinstance(item, tuple):
-            _fields(item, f"{place}[{position}]")
-            continue
-        for key, text in item:
-            field = _RULE_FIELDS.get(key)
-            if field is None and (field := _RULE_FIELDS.get(folded(key))) is None:
+def _read_rules(rules: list[Rule], value: Any, place: str) -> None:
+    before = rules.copy()
+    rules.clear()
+    for position, item in enumerate(_items(value, place)):
+        if not before and type(item) is tuple and len(item) == 3:
+            # As nearly everybody writes a rule; a document may have a hundred thousand.
+            (one, action), (two, resource), (three, name) = item
+            is_plain = one == "action" and two == "resource" and three == "name"
+            if is_plain and type(action) is type(resource) is type(name) is str:
+                rules.append(Rule(action, resource, name))
                 continue
-            rule[field] = text if isinstance(text, str) else _string(text, rule[field], f"{place}[{position}].{key}")
+        rules.append(_read_rule(before[position] if position < len(before) else Rule(), item, f"{place}[{position}]"))
 
 
-def _rules(written: list[list[str]]) -> list[Rule]:
-    return [Rule(*rule) for rule in written]
+def _read_rule(before: Rule, value: Any, place: str) -> Rule:
+    rule = list(before)
+    for key, text in _fields(value, place):
+        field = _RULE_FIELDS.get(key)
+        if field is None and (field := _RULE_FIELDS.get(folded(key))) is None:
+            continue
+        rule[field] = _string(text, rule[field], f"{place}.{key}")
+    return Rule(*rule)
 
 
 _DOCUMENT_FIELDS: Final = {name: name for name in ("enabled", "default_policy", "principals")}

@@ -160,6 +160,7 @@ class Contents:
         self.flags: int = flags
         self.rule_count: int = rule_count
         self._sections: dict[str, memoryview[int]] = {}
+        self._offsets: dict[str, int] = {}
         position = HEADER.size
         for name, typecode in SECTIONS.items():
             offset, length = _SECTION.unpack_from(buffer, position)
@@ -168,6 +169,11 @@ class Contents:
                 raise Corrupt(f"an ACL snapshot's section {name} does not lie within it")
             part = buffer[offset : offset + length]
             self._sections[name] = part.cast(typecode)
+            self._offsets[name] = offset
+
+    def offset(self, name: str) -> int:
+        """Where a section begins."""
+        return self._offsets[name]
 
     def __getitem__(self, name: str) -> memoryview[int]:
         return self._sections[name]
