@@ -8,7 +8,7 @@ question makes no sense, or the broker could not be asked.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import orjson
@@ -19,7 +19,7 @@ from kafscale.protocol.acls import AclBinding
 from kafscale.security.acl_rules import RuleSet, parse_super_users
 from kafscale.security.acl_sources import DocumentSource, Loaded, load_document
 from kafscale.security.explanations import Explanation
-from kafscale.security.questions import ask
+from kafscale.security.questions import USER, ask, is_action
 from kafscale.security.snapshot import Snapshot
 from kafscale.security.snapshot_compiler import compile_snapshot
 
@@ -67,7 +67,7 @@ def run(settings: Settings, question: Question) -> int:
         resource,
         question.name,
     )
-    for note in _notes(settings, document, bindings):
+    for note in (*_notes(settings, document, bindings), *_likely_mistakes(principal, action, document)):
         print(f"kafscale: {note}", file=sys.stderr)
     if not settings.acl_enabled and bindings is None:
         found = Explanation(True, "ACLs are off, so everything is allowed", "", "the setting acl_enabled")
@@ -108,6 +108,16 @@ def _notes(settings: Settings, document: Loaded, bindings: Sequence[AclBinding] 
     if bindings is not None and not settings.acl_enabled:
         notes.append("acl_enabled is not set here, so the broker's document and super users are not known")
     return notes
+
+
+def _likely_mistakes(principal: str, action: str, document: Loaded) -> Iterator[str]:
+    """KafScale's words are taken literally, and there a client's name has no type before it."""
+    name = principal.removeprefix(USER)
+    if document.document is None or name == principal or not is_action(action):
+        return
+    named = {entry.name for entry in document.document.principals}
+    if principal not in named and name in named:
+        yield f"the document has no principal {principal!r}: ask for {name!r}, or in Kafka's words (Read, Write, ...)"
 
 
 def _print(question: Question, found: Explanation) -> None:

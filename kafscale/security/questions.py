@@ -32,6 +32,7 @@ from kafscale.security.snapshot import MatchedRule, Snapshot
 from kafscale.security.snapshot_format import DOCUMENT_SUBJECT, text_bytes
 from kafscale.security.verdicts import Verdict, decide
 
+USER: Final = "User:"
 # What a KafScale action is called in Kafka, where the bindings have their say too.
 _OPERATIONS: Final = {
     Action.PRODUCE: Operation.WRITE,
@@ -70,11 +71,16 @@ def ask(snapshot: Snapshot, principal: str, host: str, action: str, resource: st
     return explanation
 
 
+def is_action(action: str) -> bool:
+    """Whether this is one of KafScale's words, not of Kafka's."""
+    return _word(action) in ACTIONS
+
+
 def kafka_principal(principal: str) -> str:
     """A principal as Kafka writes it: people leave out its type."""
     if not principal.strip():
         return ANONYMOUS
-    return principal if ":" in principal else f"User:{principal}"
+    return principal if ":" in principal else USER + principal
 
 
 def _word(text: str) -> str:

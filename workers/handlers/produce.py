@@ -2,11 +2,15 @@
 
 The hot path of writes: parse, check, append, and answer when the flush is durable. One pass over the request, no task;
 the partitions of a request share the open flush, and the answer is built when that is durable. A duplicate of an
-idempotent producer waits for its original. acks=0 gets no answer; its errors close the connection, as in Kafka.
+idempotent producer waits for its original. acks=0 gets no answer; its errors close the connection, as in Kafka. Nobody
+may write to an internal topic: the state of groups is made of what is in it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from kafscale.coordination.cluster import INTERNAL_TOPICS
 from kafscale.errors import Invalid, Retry
 from kafscale.metrics import DUPLICATES, error_cell
 from kafscale.protocol.batches import (
@@ -20,7 +24,7 @@ from kafscale.protocol.error_codes import ErrorCode
 from kafscale.protocol.produce import FLEXIBLE_FROM, ProduceResult, encode_produce_response, parse_produce
 from kafscale.protocol.records import max_timestamp_record
 from kafscale.security.access import Access
-from kafscale.security.needs import WRITE_TOPIC, WRITE_TRANSACTION
+from kafscale.security.needs import WRITE_TOPIC, WRITE_TRANSACTION, Need
 from kafscale.storage.flush import Flush
 from kafscale.storage.partition import PartitionLog
 from workers.caller import Caller
@@ -55,13 +59,12 @@ def handle(
     for topic, index, records in view.partitions:
         partition = find(topic, index)
         if topic is not allowed and refusal is None:
-            name = topic if isinstance(topic, str) else _name_of(context, topic, partition)
-            if name is not None:
-                if not may(WRITE_TOPIC, name):
-                    results.append((topic, index, ErrorCode.TOPIC_AUTHORIZATION_FAILED, -1, -1, -1, None, None))
-                    failed = True
-                    continue
-                allowed = topic
+            denied = _denial(context, may, topic, partition)
+            if denied is not None:
+                results.append((topic, index, denied[0], -1, -1, -1, denied[1], None))
+                failed = True
+                continue
+            allowed = topic
         if partition is None or records is None or refusal is not None:
             results.append(_refused(context, request, topic, index, records, refusal))
             failed = True
@@ -159,8 +162,21 @@ def _append(
     return context.flusher.append(partition, batch, header, now_ms)
 
 
+def _denial(
+    context: Context, may: Callable[[Need, str], bool], topic: str | bytes, partition: PartitionLog | None
+) -> tuple[int, str | None] | None:
+    """Why nothing may be written to the topic, if so. That there is none of some id is no secret."""
+    name = topic if isinstance(topic, str) else _name_of(context, topic, partition)
+    if name is None:
+        return None
+    if not may(WRITE_TOPIC, name):
+        return ErrorCode.TOPIC_AUTHORIZATION_FAILED, None
+    if name in INTERNAL_TOPICS:
+        return ErrorCode.INVALID_TOPIC_EXCEPTION, f"{name} is written by brokers alone"
+    return None
+
+
 def _name_of(context: Context, topic_id: bytes, partition: PartitionLog | None) -> str | None:
-    """The name of the topic that a right is needed for; None where there is none of that id, which is no secret."""
     if partition is not None:
         return partition.topic
     topic = context.cluster.topic_by_id(topic_id)

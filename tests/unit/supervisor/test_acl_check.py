@@ -94,6 +94,17 @@ def test_an_answer_names_rule_and_source(check: Any, tmp_path: Path) -> None:
     }
 
 
+def test_names_are_taken_literally_and_a_likely_mistake_is_told(check: Any) -> None:
+    """Asked in KafScale's words `User:alice` is nobody whom the document calls `alice`, as in KafScale; but who asks so
+    is told. Asked in Kafka's words it is."""
+    environ = {**ON, "KAFSCALE_ACL_JSON": DOCUMENT}
+    literal = check(*question("User:alice", "fetch", "topic", "orders-1"), **environ)
+    assert literal.code == 1 and "ask for 'alice', or in Kafka's words" in literal.err
+    assert check(*question("User:alice", "Read", "topic", "orders-1"), **environ).code == 0
+    for plain in (question("alice", "fetch", "topic", "t"), question("User:bob", "fetch", "topic", "t")):
+        assert "ask for" not in check(*plain, **environ).err
+
+
 @pytest.mark.parametrize(
     ("environ", "code", "words"),
     [

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kafscale.config import Settings
+from kafscale.coordination.cluster import OFFSETS_TOPIC
 from kafscale.errors import StoreUnavailable
 from kafscale.metrics import DUPLICATES, error_cell
 from kafscale.protocol.api import APIS, ApiKey, encode_request
@@ -136,6 +137,24 @@ def test_transactions_are_refused() -> None:
         (result,) = await produce(node, 9, ("t", 0, batch_of()), transactional_id="x")
         assert result.error_code == ErrorCode.INVALID_TXN_STATE and "transactions" in result.error_message
         assert node.partition("t").next_offset == 0
+
+    run(main())
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_nobody_writes_to_an_internal_topic(version: int) -> None:
+    """By name or id, beside a topic that is written to, or without acks: the groups of a forged record would be
+    loaded by the next owner."""
+
+    async def main() -> None:
+        node = await started()
+        node.create(OFFSETS_TOPIC, 6)
+        names: list[Any] = [id_of(6), id_of(2)] if version >= 13 else [OFFSETS_TOPIC, "t"]
+        results = await produce(node, version, *((name, 0, batch_of()) for name in names))
+        assert [result.error_code for result in results] == [ErrorCode.INVALID_TOPIC_EXCEPTION, 0]
+        request = produce_request((names[0], 0, batch_of()), acks=0)
+        assert await node.call(ApiKey.PRODUCE, version, request) is None
+        assert (node.partition(OFFSETS_TOPIC).next_offset, node.partition("t").next_offset) == (0, 1)
 
     run(main())
 
