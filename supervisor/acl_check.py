@@ -71,7 +71,7 @@ def run(settings: Settings, question: Question) -> int:
         print(f"kafscale: {note}", file=sys.stderr)
     if not settings.acl_enabled and bindings is None:
         found = Explanation(True, "ACLs are off, so everything is allowed", "", "the setting acl_enabled")
-    elif document.failed_open and not snapshot.has_kafka:
+    elif document.failed_open and found.is_allowed and not snapshot.has_kafka:
         found = Explanation(True, "no rules are in force, as acl_fail_open asks for", "", document.source)
     _print(question, found)
     return 0 if found.is_allowed else 1

@@ -1,7 +1,7 @@
 """KafScale's document as the settings name it: which text is read, and what follows where it can't be.
 
 The table is KafScale's. Where the document was asked for and can't be read, or there is none, nothing is allowed; with
-`acl_fail_open` its rules are off instead, which is the one way in which something broken opens, and is to be alarmed
+`acl_fail_open` everything is instead, which is the one way in which something broken opens, and is to be alarmed
 about. Reads the file, and nothing else; blocks while it does.
 """
 
@@ -28,8 +28,9 @@ class DocumentSource(NamedTuple):
 
 
 class Loaded(NamedTuple):
-    """`document` is None where its rules are off. `problem` is why it can't be read, "" if it can; nothing is allowed
-    then, unless it `failed_open`. `source` is where a person would look for it."""
+    """`document` is None where none was asked for, or it can't be read: `problem` says why, "" if it can. Nothing is
+    allowed then, unless it `failed_open`, and the document is one that allows everything. `source` is where a person
+    would look for it."""
 
     document: Document | None
     source: str = ""
@@ -74,7 +75,10 @@ def understand_document(wanted: DocumentSource, text: Text | None) -> Loaded:
             return Loaded(parse_document(text.data), text.source)
         except DocumentError as error:
             problem = str(error)
-    return Loaded(None, text.source, problem, failed_open=wanted.fails_open)
+    if wanted.fails_open:
+        # As if it said nothing but that everything is allowed: what else is on still has its say.
+        return Loaded(Document(allows_by_default=True), text.source, problem, failed_open=True)
+    return Loaded(None, text.source, problem)
 
 
 def load_document(wanted: DocumentSource) -> Loaded:

@@ -24,14 +24,19 @@ OUTSTANDING_MAX = 2_000
 class IdempotentLoad:
     """Sends the numbers 0, 1, 2 … as values, dealt over the partitions, and notes every acknowledgement."""
 
-    def __init__(self, bootstrap: str, topic: str, partitions: int) -> None:
+    def __init__(self, bootstrap: str, topic: str, partitions: int, client_id: str = "rdkafka") -> None:
         self.topic = topic
         self.partitions = partitions
         self.sent = 0
         # number → (partition, offset) of every acknowledged record.
         self.acknowledged: dict[int, tuple[int, int]] = {}
         self.refused: list[str] = []
-        self._settings = {"bootstrap.servers": bootstrap, "enable.idempotence": True, "linger.ms": 2}
+        self._settings = {
+            "bootstrap.servers": bootstrap,
+            "client.id": client_id,
+            "enable.idempotence": True,
+            "linger.ms": 2,
+        }
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -95,7 +100,7 @@ class GroupReader:
     Failures it finds while running: an offset skipped, and a start below a confirmed commit.
     """
 
-    def __init__(self, bootstrap: str, topic: str, group: str) -> None:
+    def __init__(self, bootstrap: str, topic: str, group: str, client_id: str = "rdkafka") -> None:
         self.topic = topic
         self.problems: list[str] = []
         self.read = 0
@@ -104,6 +109,7 @@ class GroupReader:
         self._next: dict[int, int] = defaultdict(int)
         self._settings = {
             "bootstrap.servers": bootstrap,
+            "client.id": client_id,
             "group.id": group,
             "auto.offset.reset": "error",
             "enable.auto.commit": False,
@@ -201,7 +207,7 @@ class GroupReader:
                 self.committed[partition.partition] = max(self.committed[partition.partition], partition.offset)
 
 
-def check_records(bootstrap: str, load: IdempotentLoad) -> float:
+def check_records(bootstrap: str, load: IdempotentLoad, client_id: str = "rdkafka") -> float:
     """Read everything back: nothing acknowledged is missing or elsewhere, nothing is twice, offsets are dense and the
     numbers of each partition in order. Returns the seconds it took.
 
@@ -209,7 +215,8 @@ def check_records(bootstrap: str, load: IdempotentLoad) -> float:
         AssertionError: with what was found.
     """
     began = time.monotonic()
-    reader = Consumer({"bootstrap.servers": bootstrap, "group.id": "checker", "enable.auto.commit": False})
+    settings = {"bootstrap.servers": bootstrap, "client.id": client_id, "group.id": "checker"}
+    reader = Consumer(settings | {"enable.auto.commit": False})
     found: dict[int, tuple[int, int]] = {}
     try:
         ends = {}

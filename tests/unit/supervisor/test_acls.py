@@ -197,6 +197,28 @@ def test_failing_open_opens_only_what_the_document_would_have_closed(file: Path)
     run(scenario, file, acl_fail_open=True, kafka_acl_enabled=True)
 
 
+@pytest.mark.parametrize("text", ["{", None])
+def test_failing_open_allows_everything_where_nothing_else_is_on(file: Path, text: str | None) -> None:
+    """But to be a broker; until there is a document that can be read, and then never again."""
+    file.unlink() if text is None else file.write_text(text)
+
+    async def scenario(broker: Broker) -> None:
+        child = broker.children[0]
+        broker.acls.hand_to(child)  # type: ignore[arg-type]
+        assert broker.acls.figures.failed_open and broker.acls.figures.denies_all == ""
+        assert all(child.allows("t", need) for need in (needs.READ_TOPIC, needs.ALTER_CLUSTER, needs.DELETE_GROUP))
+        assert SnapshotAccess(child.snapshots[-1], "User:alice", "10.0.0.1").writes_somewhere()
+        assert not child.allows("kafka-cluster", needs.CLUSTER_ACTION)
+        broker.write(document())
+        await broker.until(lambda: not child.allows("u"))
+        assert child.allows("t") and broker.acls.figures.failed_open == ""
+        broker.write("{")
+        await broker.until(lambda: broker.acls.figures.problem != "")
+        assert child.allows("t") and not child.allows("u")
+
+    run(scenario, file, acl_fail_open=True)
+
+
 def test_sighup_reads_the_document_again(file: Path) -> None:
     """Even where its time and size say that it is the same."""
 
