@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import statistics
 import subprocess
@@ -48,6 +49,7 @@ from tests.e2e.acl_probe import Probe
 from tests.e2e.broker import Broker
 from tests.e2e.conftest import EXTERNAL, MakeBroker
 from tests.e2e.load import GroupReader, IdempotentLoad, check_records
+from tests.e2e.test_java import run_java
 
 PATIENCE_S = 60.0
 ON = {
@@ -56,6 +58,7 @@ ON = {
     "KAFSCALE_GROUP_INITIAL_REBALANCE_DELAY_MS": "100",
 }
 UNKNOWN, DENIED = 3, 29
+ACL_CHECK = Path(__file__).parent / "java" / "AclCheck.java"
 
 pytestmark = pytest.mark.skipif(bool(EXTERNAL), reason="needs a broker of its own")
 
@@ -213,6 +216,14 @@ def test_kafka_python_keeps_acls(guarded: Broker, topic: str) -> None:
     finally:
         keeper.close()
         stranger.close()
+
+
+@pytest.mark.java
+@pytest.mark.skipif(not (shutil.which("java") and shutil.which("javac")), reason="no Java development kit")
+def test_the_java_client_keeps_acls(guarded: Broker, topic: str, tmp_path: Path) -> None:
+    """`java/AclCheck.java`: created, described, effective, told as authorized operations, deleted; and refused to who
+    may not."""
+    assert run_java(ACL_CHECK, tmp_path, guarded.bootstrap, topic) == "ok\n"
 
 
 # Changes while clients are connected

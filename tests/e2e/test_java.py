@@ -42,15 +42,20 @@ def class_path() -> list[str]:
     return [str(next(folder.glob(f"{name}*.jar"))) for name in JARS]
 
 
+def run_java(source: Path, classes: Path, *arguments: str) -> str:
+    """Compile a program into the folder and run it; returns what it printed."""
+    path = os.pathsep.join(class_path())
+    subprocess.run(["javac", "-Werror", "-cp", path, "-d", str(classes), str(source)], check=True, timeout=120)
+    run = ["java", "-Xmx256m", "-cp", os.pathsep.join([str(classes), path]), source.stem, *arguments]
+    done = subprocess.run(run, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=300, check=True)
+    return done.stdout.decode()
+
+
 @pytest.fixture(scope="module")
 def outcomes(broker: Broker | ExternalBroker, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """What each check printed."""
-    classes = str(tmp_path_factory.mktemp("classes"))
-    path = os.pathsep.join(class_path())
-    subprocess.run(["javac", "-Werror", "-cp", path, "-d", classes, str(SOURCE)], check=True, timeout=120)
-    run = ["java", "-Xmx256m", "-cp", os.pathsep.join([classes, path]), "ClientCheck", broker.bootstrap]
-    done = subprocess.run(run, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=300, check=True)
-    return dict(line.split(": ", 1) for line in done.stdout.decode().splitlines())
+    output = run_java(SOURCE, tmp_path_factory.mktemp("classes"), broker.bootstrap)
+    return dict(line.split(": ", 1) for line in output.splitlines())
 
 
 @pytest.mark.parametrize("check", CHECKS)
