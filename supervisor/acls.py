@@ -33,7 +33,7 @@ from supervisor.post import Post
 log = logging.getLogger(__name__)
 
 # A change of the ACLs is answered without having come into force everywhere after so long.
-IN_FORCE_SECONDS_MAX: Final = 2.0
+IN_FORCE_SECONDS_MAX: Final = 5.0
 FAILURE_INTERVAL_SECONDS: Final = 60.0
 DOCUMENT: Final = "ACL document"
 # A file that was changed so shortly before it was read may be changed again without its time showing it.
