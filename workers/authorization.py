@@ -29,8 +29,10 @@ log = logging.getLogger(__name__)
 
 # Principals, each with a host, whose decisions are kept at the same time.
 ACCESSES_MAX: Final = 4096
-# A denial of the same thing to the same principal is logged once in so long, as KafScale does.
+# A denial of the same thing to the same principal is logged once in so long, as KafScale does; and of all of them so
+# many at most, whatever is asked for.
 DENIAL_INTERVAL_SECONDS: Final = 60.0
+DENIALS_PER_SECOND_MAX: Final = 50
 # What is repeated of a name or principal in a log line.
 SHOWN_MAX: Final = 256
 
@@ -138,7 +140,12 @@ class Authority:
         self.snapshot: Snapshot | None = None
         self.rules: object = object()
         self._cells = metrics.cells
+        self._clock = clock
         self._denials = RateLimited(clock, DENIAL_INTERVAL_SECONDS)
+        # Logged in the second that began then, and held back in it.
+        self._second_began = clock.monotonic()
+        self._logged = 0
+        self._held_back = 0
         self._accesses: dict[tuple[str, str], Access] = {}
         self._budget = Budget(self._forget)
 
@@ -161,6 +168,7 @@ class Authority:
             return found
         if len(self._accesses) >= ACCESSES_MAX:
             self._forget()
+        self._budget.spend(principal)
         access: Access
         if self.snapshot is not None:
             access = SnapshotAccess(self.snapshot, principal, host, self._denied, self.rules, self._budget)
@@ -179,17 +187,27 @@ class Authority:
 
     def _denied(self, access: Access, need: Need, name: str) -> None:
         self._cells[DENIALS.at(need.action_label, need.resource.name.lower())] += 1
-        held = self._denials.permit((need.index, access.principal, name))
-        if held is not None:
-            log.warning(
-                "denied",
-                extra={
-                    "principal": access.principal[:SHOWN_MAX],
-                    "client": access.host,
-                    "operation": need.operation.name,
-                    "resource": need.resource.name,
-                    "name_asked_for": name[:SHOWN_MAX],
-                    "generation": self.generation,
-                    "held_back": held,
-                },
-            )
+        now = self._clock.monotonic()
+        if now >= self._second_began + 1:
+            self._second_began, self._logged = now, 0
+        if self._logged >= DENIALS_PER_SECOND_MAX:
+            self._held_back += 1
+            return
+        shown = access.principal[:SHOWN_MAX], name[:SHOWN_MAX]
+        held = self._denials.permit((need.index, *shown))
+        if held is None:
+            return
+        self._logged += 1
+        held, self._held_back = held + self._held_back, 0
+        log.warning(
+            "denied",
+            extra={
+                "principal": shown[0],
+                "client": access.host,
+                "operation": need.operation.name,
+                "resource": need.resource.name,
+                "name_asked_for": shown[1],
+                "generation": self.generation,
+                "held_back": held,
+            },
+        )

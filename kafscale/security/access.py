@@ -32,8 +32,10 @@ from kafscale.security.verdicts import Verdict, decide, in_either_place, in_eith
 
 log = logging.getLogger(__name__)
 
-# Decisions remembered by all `Access`es of a worker together.
+# Decisions remembered by all `Access`es of a worker together; a name that is long counts as several.
 DECISIONS_MAX: Final = 262_144
+# For so many characters of a name or principal, one more.
+CHARACTERS_SHIFT: Final = 6
 # A name that Kafka's authorizeByResourceType asks about, so that what is allowed by default counts.
 _HARDCODE: Final = b"hardcode"
 _USER: Final = "User:"
@@ -42,13 +44,24 @@ ANONYMOUS: Final = "User:ANONYMOUS"
 
 
 class Budget:
-    """How many more decisions may be remembered; `on_spent` is called when there are none left."""
+    """How many more decisions may be remembered; `on_spent` is called when there are none left, and then as many more
+    may be."""
 
-    __slots__ = ("left", "on_spent")
+    __slots__ = ("_on_spent", "left")
 
     def __init__(self, on_spent: Callable[[], None] | None = None) -> None:
         self.left = DECISIONS_MAX
-        self.on_spent = on_spent
+        self._on_spent = on_spent
+
+    def spend(self, text: str) -> bool:
+        """For something remembered under this text. False where all that was is to be forgotten first."""
+        self.left -= 1 + (len(text) >> CHARACTERS_SHIFT)
+        if self.left >= 0:
+            return True
+        self.left = DECISIONS_MAX
+        if self._on_spent is not None:
+            self._on_spent()
+        return False
 
 
 class Access(Protocol):
@@ -241,13 +254,8 @@ class SnapshotAccess:
         return self._remember(need, name, decision)
 
     def _remember(self, need: Need, name: str, decision: bool) -> bool:
-        budget = self._budget
-        budget.left -= 1
-        if budget.left < 0:
-            budget.left = DECISIONS_MAX
+        if not self._budget.spend(name):
             self._decisions = [_NOTHING] * len(NEEDS)
-            if budget.on_spent is not None:
-                budget.on_spent()
         decisions = self._decisions[need.index]
         if decisions is _NOTHING:
             decisions = self._decisions[need.index] = {}

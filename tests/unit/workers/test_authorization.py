@@ -30,13 +30,21 @@ from kafscale.protocol.messages.offset_commit import (
 from kafscale.protocol.messages.offset_fetch import OffsetFetchRequest
 from kafscale.protocol.schema import ZERO_UUID
 from kafscale.security import needs
+from kafscale.security.access import CHARACTERS_SHIFT, DECISIONS_MAX
 from kafscale.security.needs import SUPPORTED_BITS, bits
 from tests.unit.workers.api_rights import CASES, Case
 from tests.unit.workers.doubles import ManualClock
 from tests.unit.workers.guarded_worker import ADMIN, ALICE, SETTINGS, GuardedWorker, binding, document, snapshot_of
 from tests.unit.workers.whole_worker import batch_of, fetch_request, id_of, produce_request, run
 from workers.apis import handlers
-from workers.authorization import NOT_ASKED_FOR, REQUIREMENTS, Authority, OnCluster, PerItem
+from workers.authorization import (
+    DENIALS_PER_SECOND_MAX,
+    NOT_ASKED_FOR,
+    REQUIREMENTS,
+    Authority,
+    OnCluster,
+    PerItem,
+)
 from workers.errors import error_codes_in
 
 AUTHORIZATION_CODES = {29, 30, 31, 53}
@@ -471,3 +479,36 @@ def test_the_memory_of_decisions_is_bounded_over_all_clients(monkeypatch: pytest
         assert len(authority._accesses) <= 50
     rules = authority.rules
     assert authority.access("User:7", "10.0.0.1").rules is rules
+
+
+def test_long_names_are_remembered_as_many_short_ones() -> None:
+    """Names and client ids of tens of kilobytes are asked for by anybody: what is kept of them is bounded in bytes."""
+    authority = Authority(ManualClock(), MetricsBlock.in_memory(), is_on=True)
+    authority.replace(snapshot_of(["allow read topic *"]))
+    bound = DECISIONS_MAX << CHARACTERS_SHIFT
+    access = authority.access("User:7", "10.0.0.1")
+    for number in range(2 * bound // 32_000):
+        access.shows(needs.READ_TOPIC, f"{number}".ljust(32_000, "x"))
+        access = authority.access("User:7", "10.0.0.1")
+        if number % 100 == 0:
+            assert sum(map(len, access._decisions[needs.READ_TOPIC.index])) <= bound  # type: ignore[attr-defined]
+    for number in range(2 * bound // 32_000):
+        authority.access(f"User:{number}".ljust(32_000, "x"), "10.0.0.1")
+    assert sum(len(principal) for principal, _ in authority._accesses) <= bound
+
+
+def test_whoever_asks_for_thousands_of_things_fills_no_log(caplog: pytest.LogCaptureFixture) -> None:
+    """Each denial is counted; of those logged there is a bound for each second, and the next one says how many were
+    held back."""
+    clock, metrics = ManualClock(), MetricsBlock.in_memory()
+    authority = Authority(clock, metrics, is_on=True)
+    authority.replace(snapshot_of([]))
+    access = authority.access(ALICE, "10.0.0.1")
+    for number in range(1000):
+        assert not access.allows(needs.READ_TOPIC, f"t{number}")
+    assert metrics.cells[DENIALS.at("fetch", "topic")] == 1000
+    lines = [record for record in caplog.records if record.message == "denied"]
+    assert len(lines) == DENIALS_PER_SECOND_MAX
+    clock.advance(1.0)
+    assert not access.allows(needs.READ_TOPIC, "more")
+    assert caplog.records[-1].held_back == 1000 - DENIALS_PER_SECOND_MAX  # type: ignore[attr-defined]
