@@ -23,10 +23,14 @@ from kafscale.security.snapshot_format import (
     ALLOW_BY_DEFAULT,
     ALLOW_IF_NONE,
     ANY_NAME,
+    GROUP_ROW,
+    GROUP_SHIFT,
     HOSTS,
     KAFKA,
     KAFKA_SUBJECT,
     KAFSCALE,
+    NAME_ROW,
+    NAME_SHIFT,
     PREFIX,
     RESOURCE_KINDS,
     RULE_DENIES,
@@ -41,6 +45,10 @@ CANDIDATES_MAX: Final = 10_000
 # Of groups with so many stretches, one in so many is kept at hand.
 SAMPLED_FROM: Final = 256
 SAMPLE_INTERVAL: Final = 64
+
+_GROUP_SIZE: Final = len(GROUP_ROW)
+_, _ANY, _FIRST, _END, _STRETCH_FIRST, _STRETCH_END, _CANDIDATE_FIRST, _CANDIDATE_END = range(_GROUP_SIZE)
+_, _BYTES, _ALLOW, _DENY = range(len(NAME_ROW))
 
 
 class MatchedRule(NamedTuple):
@@ -93,19 +101,9 @@ class Snapshot:
         self._literal_entries = contents["literal_entries"]
         self._literal_mask = len(self._literal_starts) - 2
         self._subject_mask = len(contents["subject_starts"]) - 2
-        self._group_any = contents["group_any"]
-        self._group_first = contents["group_first"]
-        self._group_end = contents["group_end"]
-        self._stretch_first = contents["group_stretch_first"]
-        self._stretch_end = contents["group_stretch_end"]
-        self._name_at = contents["pattern_name_at"]
-        self._name_bytes = contents["pattern_name_bytes"]
-        self._allow = contents["pattern_allow"]
-        self._deny = contents["pattern_deny"]
-        self._stretch_name_at = contents["stretch_name_at"]
-        self._stretch_name_bytes = contents["stretch_name_bytes"]
-        self._stretch_allow = contents["stretch_allow"]
-        self._stretch_deny = contents["stretch_deny"]
+        self._groups = contents["groups"]
+        self._patterns = contents["patterns"]
+        self._stretches = contents["stretches"]
         self._samples = self._sampled()
 
     # Subjects
@@ -134,9 +132,12 @@ class Snapshot:
     def masks(self, group: int, name: bytes) -> tuple[int, int]:
         """What all the rules of a group that apply to `name` allow and deny."""
         allow = deny = 0
-        anything = self._group_any[group]
+        groups, patterns = self._groups, self._patterns
+        row = group << GROUP_SHIFT
+        anything = groups[row + _ANY]
         if anything:
-            allow, deny = self._allow[anything], self._deny[anything]
+            at = anything << NAME_SHIFT
+            allow, deny = patterns[at + _ALLOW], patterns[at + _DENY]
         value = crc32(name, group)
         bucket = value & self._literal_mask
         starts = self._literal_starts
@@ -144,63 +145,67 @@ class Snapshot:
         if start != end:
             pattern = self._literal(group, name, value, start, end)
             if pattern:
-                allow |= self._allow[pattern]
-                deny |= self._deny[pattern]
-        if self._stretch_first[group] != self._stretch_end[group]:
-            stretch = self._stretch(group, name)
+                at = pattern << NAME_SHIFT
+                allow |= patterns[at + _ALLOW]
+                deny |= patterns[at + _DENY]
+        first, end = groups[row + _STRETCH_FIRST], groups[row + _STRETCH_END]
+        if first != end:
+            stretch = self._stretch(group, first, end, name)
             if stretch >= 0:
-                allow |= self._stretch_allow[stretch]
-                deny |= self._stretch_deny[stretch]
+                at = stretch << NAME_SHIFT
+                allow |= self._stretches[at + _ALLOW]
+                deny |= self._stretches[at + _DENY]
         return allow, deny
 
     def _literal(self, group: int, name: bytes, value: int, start: int, end: int) -> int:
         """The pattern of the literal `name` among the entries of a bucket; 0 if none."""
-        entries = self._literal_entries
+        entries, groups, patterns = self._literal_entries, self._groups, self._patterns
         for place in range(start, end):
             if entries[2 * place] == value:
                 pattern = entries[2 * place + 1]
-                at = self._texts_at + self._name_at[pattern]
-                if (
-                    self._group_first[group] <= pattern < self._group_end[group]
-                    and self._name_bytes[pattern] == len(name)
-                    and self._memory[at : at + len(name)] == name
-                ):
-                    return pattern
+                row, at = group << GROUP_SHIFT, pattern << NAME_SHIFT
+                if groups[row + _FIRST] <= pattern < groups[row + _END] and patterns[at + _BYTES] == len(name):
+                    begin = self._texts_at + patterns[at]
+                    if self._memory[begin : begin + len(name)] == name:
+                        return pattern
         return 0
 
     def _sampled(self) -> dict[int, list[bytes]]:
         """Where every so many stretches begin, of the groups that have many: with these at hand a search takes a few
         steps in shared memory, and no more of them for a million prefixes than for a thousand."""
         samples = {}
-        for group, (first, end) in enumerate(zip(self._stretch_first, self._stretch_end, strict=True)):
+        spans = zip(self._groups[_STRETCH_FIRST::_GROUP_SIZE], self._groups[_STRETCH_END::_GROUP_SIZE], strict=True)
+        for group, (first, end) in enumerate(spans):
             if end - first >= SAMPLED_FROM:
                 samples[group] = [self._begin(stretch) for stretch in range(first, end, SAMPLE_INTERVAL)]
         return samples
 
     def _begin(self, stretch: int) -> bytes:
-        at = self._texts_at + self._stretch_name_at[stretch]
-        return bytes(self._memory[at : at + self._stretch_name_bytes[stretch]])
+        at = stretch << NAME_SHIFT
+        begin = self._texts_at + self._stretches[at]
+        return bytes(self._memory[begin : begin + self._stretches[at + _BYTES]])
 
-    def _stretch(self, group: int, name: bytes) -> int:
-        """The stretch of a group that `name` lies in; -1 where it comes before all of them."""
-        first = low = self._stretch_first[group]
-        high = self._stretch_end[group]
+    def _stretch(self, group: int, first: int, high: int, name: bytes) -> int:
+        """The stretch that `name` lies in, of a group's from `first` up to `high`; -1 where it comes before all."""
+        low = first
         samples = self._samples.get(group)
         if samples is not None:
             low += max(0, bisect_right(samples, name) - 1) * SAMPLE_INTERVAL
             high = min(low + SAMPLE_INTERVAL, high)
-        memory, texts, places, sizes = self._memory, self._texts_at, self._stretch_name_at, self._stretch_name_bytes
+        memory, texts, stretches = self._memory, self._texts_at, self._stretches
         while low < high:
             middle = (low + high) >> 1
-            at = texts + places[middle]
-            if name < memory[at : at + sizes[middle]]:
+            at = middle << NAME_SHIFT
+            begin = texts + stretches[at]
+            if name < memory[begin : begin + stretches[at + _BYTES]]:
                 high = middle
             else:
                 low = middle + 1
         return low - 1 if low > first else -1
 
     def _longest_prefix(self, group: int, name: bytes) -> int:
-        stretch = self._stretch(group, name)
+        row = group << GROUP_SHIFT
+        stretch = self._stretch(group, self._groups[row + _STRETCH_FIRST], self._groups[row + _STRETCH_END], name)
         return self._contents["stretch_pattern"][stretch] if stretch >= 0 else 0
 
     def patterns(self, group: int, name: bytes) -> Iterator[int]:
@@ -215,26 +220,28 @@ class Snapshot:
         while prefix:
             yield prefix
             prefix = self._contents["pattern_parent"][prefix]
-        if self._group_any[group]:
-            yield self._group_any[group]
+        anything = self._any(group)
+        if anything:
+            yield anything
 
     # What may be done anywhere
 
     def denies_everywhere(self, groups: Sequence[int], mask: int) -> bool:
         """Whether one of these groups denies any name."""
-        return any(self._deny[self._group_any[group]] & mask for group in groups if self._group_any[group])
+        return any(self._mask(self._any(group), _DENY) & mask for group in groups)
 
     def allows_somewhere(self, groups: Sequence[int], mask: int) -> bool:
         """Whether some name is allowed to the subjects of these groups (those of one kind of resource) that none of
         them denies: Kafka's authorizeByResourceType, for the operation whose candidates were compiled."""
         if self.denies_everywhere(groups, mask):
             return False
-        if any(self._allow[self._group_any[group]] & mask for group in groups if self._group_any[group]):
+        if any(self._mask(self._any(group), _ALLOW) & mask for group in groups):
             return True
         contents = self._contents
         left = CANDIDATES_MAX
         for group in groups:
-            place, end = contents["group_candidate_first"][group], contents["group_candidate_end"][group]
+            row = group << GROUP_SHIFT
+            place, end = self._groups[row + _CANDIDATE_FIRST], self._groups[row + _CANDIDATE_END]
             while place < end and left:
                 left -= 1
                 pattern = contents["candidates"][place]
@@ -255,7 +262,7 @@ class Snapshot:
             prefix = self._longest_prefix(group, name)
             outermost = 0
             while prefix:
-                if self._deny[prefix] & mask:
+                if self._mask(prefix, _DENY) & mask:
                     outermost = prefix
                 prefix = self._contents["pattern_parent"][prefix]
             if outermost:
@@ -265,7 +272,7 @@ class Snapshot:
                 value = crc32(name, group)
                 bucket = value & self._literal_mask
                 literal = self._literal(group, name, value, *self._literal_starts[bucket : bucket + 2])
-                if literal and self._deny[literal] & mask:
+                if self._mask(literal, _DENY) & mask:
                     return b""
         return None
 
@@ -279,11 +286,22 @@ class Snapshot:
                 high = middle
         return low
 
-    # The rules themselves
+    # Rows
+
+    def _any(self, group: int) -> int:
+        """The pattern of any name; 0 if none."""
+        return self._groups[(group << GROUP_SHIFT) + _ANY]
+
+    def _mask(self, pattern: int, which: int) -> int:
+        """What a pattern allows or denies; nothing, if it is none."""
+        return self._patterns[(pattern << NAME_SHIFT) + which] if pattern else 0
 
     def _name(self, pattern: int) -> bytes:
-        at = self._texts_at + self._name_at[pattern]
-        return bytes(self._memory[at : at + self._name_bytes[pattern]])
+        at = pattern << NAME_SHIFT
+        begin = self._texts_at + self._patterns[at]
+        return bytes(self._memory[begin : begin + self._patterns[at + _BYTES]])
+
+    # The rules themselves
 
     def rules(self, group: int, name: bytes) -> Iterator[MatchedRule]:
         """The rules of a group that apply to `name`, the most particular first."""
@@ -292,7 +310,7 @@ class Snapshot:
 
     def _rules_of(self, group: int, pattern: int) -> Iterator[MatchedRule]:
         contents = self._contents
-        subject = contents["group_subject"][group]
+        subject = self._groups[group << GROUP_SHIFT]
         at, size = self._texts_at + contents["subject_key_at"][subject], contents["subject_key_bytes"][subject]
         key = bytes(self._memory[at : at + size])
         name_end = 5 + int.from_bytes(key[1:5], "little")
@@ -314,8 +332,9 @@ class Snapshot:
 
     def bindings(self) -> Iterator[AclBinding]:
         """All of Kafka's bindings, those of one pattern one after the other."""
-        for group in range(1, len(self._group_any)):
-            for pattern in range(self._group_first[group], self._group_end[group]):
+        for row in range(_GROUP_SIZE, len(self._groups), _GROUP_SIZE):
+            group = row >> GROUP_SHIFT
+            for pattern in range(self._groups[row + _FIRST], self._groups[row + _END]):
                 for rule in self._rules_of(group, pattern):
                     if rule.kind == KAFKA_SUBJECT:
                         yield binding_of(rule)

@@ -332,20 +332,19 @@ class _Tables:
             "subject_key_bytes": array("I", map(len, keys)),
             "subject_position": array("I", (position for position, _ in self._subjects.values())),
             "subject_groups": array("I", chain.from_iterable(groups_of)),
-            **self._group_sections(group_subject),
-            "pattern_name_at": array("I", places[: len(names)]),
-            "pattern_name_bytes": array("I", map(len, names)),
+            "groups": self._group_rows(group_subject),
+            "patterns": _rows(places[: len(names)], list(map(len, names)), allow, deny),
             "pattern_kind": bytes(self._kinds),
-            "pattern_allow": array("I", allow),
-            "pattern_deny": array("I", deny),
             "pattern_parent": array("I", self._parents),
             "pattern_rule_first": array("I", [first - 2 * number for number, first in enumerate(numbers)]),
             **self._literal_sections(names),
-            "stretch_name_at": array("I", begin_places),
             # What comes behind a prefix is as long as it is.
-            "stretch_name_bytes": array("I", [len(names[stretch[0]]) for stretch in self._stretches]),
-            "stretch_allow": array("I", [stretch[2] for stretch in self._stretches]),
-            "stretch_deny": array("I", [stretch[3] for stretch in self._stretches]),
+            "stretches": _rows(
+                begin_places,
+                [len(names[stretch[0]]) for stretch in self._stretches],
+                [stretch[2] for stretch in self._stretches],
+                [stretch[3] for stretch in self._stretches],
+            ),
             "stretch_pattern": array("I", [stretch[4] for stretch in self._stretches]),
             "candidates": array("I", self._candidates),
             "rules": array("Q", chain.from_iterable(map(_RULES, self._patterns))),
@@ -353,17 +352,17 @@ class _Tables:
             "details": msgspec.msgpack.encode(details),
         }
 
-    def _group_sections(self, subjects: list[int]) -> dict[str, array[int]]:
-        return {
-            "group_subject": array("I", subjects),
-            "group_any": array("I", self._group_any),
-            "group_first": array("I", self._group_first),
-            "group_end": array("I", [*self._group_first[1:], len(self._names)]),
-            "group_stretch_first": array("I", self._stretch_first),
-            "group_stretch_end": array("I", [*self._stretch_first[1:], len(self._stretches)]),
-            "group_candidate_first": array("I", self._candidate_first),
-            "group_candidate_end": array("I", [*self._candidate_first[1:], len(self._candidates)]),
-        }
+    def _group_rows(self, subjects: list[int]) -> array[int]:
+        return _rows(
+            subjects,
+            self._group_any,
+            self._group_first,
+            [*self._group_first[1:], len(self._names)],
+            self._stretch_first,
+            [*self._stretch_first[1:], len(self._stretches)],
+            self._candidate_first,
+            [*self._candidate_first[1:], len(self._candidates)],
+        )
 
     def _literal_sections(self, names: Sequence[bytes]) -> dict[str, array[int]]:
         hashes: list[int] = []
@@ -385,6 +384,14 @@ class _Tables:
         entries[::2] = array("I", [hashes[place] for place in order])
         entries[1::2] = array("I", [patterns[place] for place in order])
         return {"literal_starts": starts, "literal_entries": entries}
+
+
+def _rows(*columns: Sequence[int]) -> array[int]:
+    """Columns of equal length, as rows."""
+    rows = array("I", bytes(4 * len(columns) * len(columns[0])))
+    for number, column in enumerate(columns):
+        rows[number :: len(columns)] = array("I", column)
+    return rows
 
 
 def _hash_table(hashes: Sequence[int]) -> tuple[array[int], list[int]]:

@@ -2,11 +2,11 @@
 
     magic (8) | format version (u32) | CRC-32C of all that follows (u32) | generation (u64) | size in bytes (u64)
     | flags (u32) | rules (u32) | number of sections (u32) | 0 (u32)
-    | per section: offset (u64), length (u64) | the sections, each on a multiple of 8
+    | per section: offset (u64), length (u64) | the sections, each on a multiple of 64
 
 Numbers are in the machine's own order: a snapshot never leaves the machine. Sections are arrays of u32, u64 or bytes;
-where they say "columns of" an object, entry n of each is about the object n. Numbers of groups and patterns begin at 1;
-0 is none.
+where they say "columns of" an object, entry n of each is about the object n. What a decision reads of an object stands
+together in a *row*, as a cache line brings it. Numbers of groups and patterns begin at 1; 0 is none.
 
 A *subject* is who rules are about: a principal from a host in Kafka's bindings, a principal of a document, or anybody
 (the patterns of all bindings, kept only where resources without any are open to everyone). A *group* holds a subject's
@@ -34,6 +34,7 @@ HEADER: Final = struct.Struct("=8sIIQQIIII")
 # Where what the checksum covers begins.
 CHECKED_FROM: Final = 16
 _SECTION: Final = struct.Struct("=QQ")
+ALIGNMENT: Final = 64
 
 # Flags.
 KAFKA: Final = 1
@@ -57,31 +58,19 @@ SECTIONS: Final[Mapping[str, Literal["B", "I", "Q"]]] = {
     "subject_key_bytes": "I",
     "subject_position": "I",
     "subject_groups": "I",
-    # Columns of groups.
-    "group_subject": "I",
-    "group_any": "I",
-    "group_first": "I",
-    "group_end": "I",
-    "group_stretch_first": "I",
-    "group_stretch_end": "I",
-    "group_candidate_first": "I",
-    "group_candidate_end": "I",
-    # Columns of patterns. A parent is the longest other prefix of the group that the name begins with.
-    "pattern_name_at": "I",
-    "pattern_name_bytes": "I",
+    # Rows of groups: see GROUP_ROW.
+    "groups": "I",
+    # Rows of patterns: see NAME_ROW. Columns of patterns. A parent is the longest other prefix of the group that the
+    # name begins with.
+    "patterns": "I",
     "pattern_kind": "B",
-    "pattern_allow": "I",
-    "pattern_deny": "I",
     "pattern_parent": "I",
     "pattern_rule_first": "I",
     # Hash table of literal names: pairs of hash and pattern.
     "literal_starts": "I",
     "literal_entries": "I",
-    # Columns of stretches: where one begins, and of the prefixes over it the masks and the longest.
-    "stretch_name_at": "I",
-    "stretch_name_bytes": "I",
-    "stretch_allow": "I",
-    "stretch_deny": "I",
+    # Rows of stretches: where one begins, and the masks of the prefixes over it. The longest of these.
+    "stretches": "I",
     "stretch_pattern": "I",
     # Patterns that may allow to write somewhere, whatever is denied elsewhere.
     "candidates": "I",
@@ -90,6 +79,22 @@ SECTIONS: Final[Mapping[str, Literal["B", "I", "Q"]]] = {
     # msgpack: what is only shown.
     "details": "B",
 }
+
+# A group: its subject; the pattern of any name; its patterns, its stretches and its candidates, from and up to.
+GROUP_ROW: Final = (
+    "subject",
+    "any",
+    "first",
+    "end",
+    "stretch_first",
+    "stretch_end",
+    "candidate_first",
+    "candidate_end",
+)
+GROUP_SHIFT: Final = 3
+# A pattern or a stretch: where its name begins among the texts, how long it is, what is allowed and denied.
+NAME_ROW: Final = ("at", "bytes", "allow", "deny")
+NAME_SHIFT: Final = 2
 
 # Kinds of patterns.
 LITERAL: Final = 0
@@ -126,7 +131,7 @@ def pack(generation: int, flags: int, rule_count: int, sections: Mapping[str, ar
         section = sections[name]
         assert not isinstance(section, array) or section.typecode == typecode, name
         size = len(section) * (section.itemsize if isinstance(section, array) else 1)
-        padding = -position % 8
+        padding = -position % ALIGNMENT
         parts += [bytes(padding), section]
         position += padding
         places.append(_SECTION.pack(position, size))
@@ -165,7 +170,7 @@ class Contents:
         for name, typecode in SECTIONS.items():
             offset, length = _SECTION.unpack_from(buffer, position)
             position += _SECTION.size
-            if offset + length > size or offset % 8 or length % array(typecode).itemsize:
+            if offset + length > size or offset % ALIGNMENT or length % array(typecode).itemsize:
                 raise Corrupt(f"an ACL snapshot's section {name} does not lie within it")
             part = buffer[offset : offset + length]
             self._sections[name] = part.cast(typecode)
