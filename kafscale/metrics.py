@@ -57,7 +57,7 @@ ERROR_CODE_MAX = 135
 
 CLOSE_REASONS = (
     *("client", "idle", "slow_request", "too_large", "protocol", "limit", "fenced", "drain", "error", "peer"),
-    *("handshake", "proxy", "authentication", "session"),
+    *("handshake", "proxy", "authentication", "session", "audit"),
 )
 # Those of `security.peer_handshake`, and what else keeps two workers apart.
 PEER_REASONS = ("magic", "version", "cluster", "node", "secret", "message", "forged", "limit", "unreachable")
@@ -276,6 +276,15 @@ DENIALS = _declare.counter(
 ACL_GENERATION = _declare.gauge("kafscale_acl_generation", "The snapshot of ACLs that the worker goes by; 0 for none.")
 ACL_SNAPSHOTS_REFUSED = _declare.counter(
     "kafscale_acl_snapshots_refused_total", "Snapshots of ACLs that were not sound; the one before stayed in force."
+)
+
+# The audit log.
+AUDIT_PENDING_BYTES = _declare.gauge("kafscale_audit_pending_bytes", "Audit events that are not yet written.")
+AUDIT_LOST = _declare.counter(
+    "kafscale_audit_dropped_total", "Alarm: audit events for which a worker had no room; how many is on record."
+)
+AUDIT_REFUSED = _declare.counter(
+    "kafscale_audit_refused_total", "Requests refused or held up because their record had no room."
 )
 
 LAYOUT: tuple[Metric, ...] = _declare.declared()

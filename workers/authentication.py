@@ -69,7 +69,8 @@ class Login(NamedTuple):
 
 
 class Authenticator:
-    """What all connections of a worker need to know their clients. `on_login` gets every login, for an audit."""
+    """What all connections of a worker need to know their clients. `on_login` gets every login, for an audit; while
+    `may_log_in` says no, who comes to log in is turned away."""
 
     def __init__(
         self,
@@ -78,12 +79,14 @@ class Authenticator:
         metrics: MetricsBlock,
         want_keys: Callable[[], None],
         on_login: Callable[[Login], None] = lambda login: None,
+        may_log_in: Callable[[], bool] = lambda: True,
     ) -> None:
         self.clock = clock
         self.delay_seconds = settings.connection_failed_authentication_delay_ms / 1000
         self.session_max_ms = settings.connections_max_reauth_ms
         self.cells = metrics.cells
         self.on_login = on_login
+        self.may_log_in = may_log_in
         self._settings = settings
         self._want_keys = want_keys
         self._known = KnownPasswords()
@@ -222,6 +225,9 @@ class SaslGate:
         conversation = self._conversation
         ordered: OrderedPending = pending  # type: ignore[assignment]  # a connection's own
         if conversation.allows(Input.RAW_TOKEN):
+            if not self._authenticator.may_log_in():
+                pending.close_connection("audit")
+                return True
             self._take_token(bytes(buffer[start:end]), None, ordered, now)
             return True
         header, position = parse_request_header(buffer, start, end)
@@ -229,6 +235,9 @@ class SaslGate:
             self._shake_hands(header, buffer, position, end, ordered, now)
             return True
         if header.api_key == ApiKey.SASL_AUTHENTICATE and conversation.allows(Input.TOKEN):
+            if not self._authenticator.may_log_in():
+                pending.close_connection("audit")
+                return True
             self._authenticate(header, buffer, position, end, ordered, now)
             return True
         session = conversation.session

@@ -179,6 +179,12 @@ class Authority:
         self._accesses[principal, host] = access
         return access
 
+    def renewed(self, access: Access) -> Access:
+        """The same client's access by the rules that are in force now."""
+        if access.rules is self.rules:
+            return access
+        return access.over(self.access(access.principal, access.host))
+
     def _forget(self) -> None:
         """Have every decision made anew."""
         self.rules = object()

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from kafscale.storage.reads import ColdReader
     from kafscale.storage.worker_log import WorkerLog
     from workers.admin import Admin
+    from workers.audit import Recorder
     from workers.authentication import Authenticator
     from workers.authorization import Authority
     from workers.groups import Groups
@@ -94,6 +95,8 @@ class Context:
     authenticator: Authenticator
     producer_ids: ProducerIds
     authority: Authority
+    # None where nothing is put on record.
+    audit: Recorder | None
     metrics: MetricsBlock
     bugs: PlantedBugs
     # Work begun by handlers that goes on after they return; called off when the worker stops.

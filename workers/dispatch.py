@@ -22,6 +22,7 @@ from kafscale.protocol.api import APIS, Api, ApiKey, decode_request, encode_resp
 from kafscale.protocol.error_codes import ErrorCode
 from kafscale.protocol.headers import RequestHeader, parse_request_header
 from kafscale.protocol.schema import Buffer, Message
+from workers.audited_access import AuditedAccess
 from workers.authorization import REQUIREMENTS, Authority, OnCluster, PerItem, Row
 from workers.caller import Caller
 from workers.connection import Pending
@@ -127,6 +128,7 @@ class Dispatcher:
     def __init__(self, context: Context, handlers: Sequence[AnyHandler]) -> None:
         self._context = context
         self._authority: Authority = context.authority
+        self._audit = context.audit
         self._cells = context.metrics.cells
         self._rows = {int(h.api): _Row(h, context.settings.allow_admin_apis) for h in handlers}
         assert len(self._rows) == len(handlers), "an API is listed twice"
@@ -171,6 +173,8 @@ class Dispatcher:
             access = connection.access = self._authority.access(connection.principal, connection.client_host)
             # The same text, not just an equal one, so that the next request need not ask.
             connection.principal = access.principal
+        if self._audit is not None:
+            access = self._audit.watch(access, header, connection)
         request = Request(header, connection.client_host, connection.principal, connection.listener, access)
         is_allowed = row.is_listed and (row.needs is None or access.allows_cluster(row.needs))
         if row.raw is None:
@@ -178,14 +182,34 @@ class Dispatcher:
         elif not is_allowed:
             # What a client is told per topic is for the handler, which alone reads the topics.
             raise ProtocolError(f"{request.principal} may not {row.api.name}")
+        elif self._audit is None or not self._audit.is_stopped(row.api.key):
+            self._serve_raw(row, request, buffer, position, end, pending)
         else:
-            try:
-                row.raw(self._context, request, buffer, position, end, pending)
-            except ProtocolError:
+            frame = memoryview(buffer[position:end])
+            self._audit.stop(
+                pending, lambda: self._serve_raw(row, request, frame, 0, len(frame), pending, is_late=True)
+            )
+
+    def _serve_raw(
+        self,
+        row: _Row,
+        request: Request,
+        buffer: bytearray | memoryview,
+        position: int,
+        end: int,
+        pending: Pending,
+        is_late: bool = False,
+    ) -> None:
+        assert row.raw is not None
+        try:
+            row.raw(self._context, request, buffer, position, end, pending)
+        except ProtocolError:
+            if not is_late:
                 raise
-            except Exception as error:  # noqa: BLE001 - a defect must cost one connection, not the worker
-                self._report(row, error)
-                pending.close_connection("error")
+            pending.close_connection("protocol")
+        except Exception as error:  # noqa: BLE001 - a defect must cost one connection, not the worker
+            self._report(row, error)
+            pending.close_connection("error")
 
     @property
     def waiting_count(self) -> int:
@@ -212,7 +236,9 @@ class Dispatcher:
         handler = cast("Handler", row.handler)
         header = request.header
         key = None
-        if handler.is_repeatable and is_allowed and end - position <= REPEATABLE_REQUEST_BYTES_MAX:
+        audit = self._audit
+        may_keep = audit is None or not audit.records_allowed(header.api_key)
+        if handler.is_repeatable and may_keep and is_allowed and end - position <= REPEATABLE_REQUEST_BYTES_MAX:
             key = (
                 header.api_key,
                 header.api_version,
@@ -228,7 +254,12 @@ class Dispatcher:
         try:
             if not is_allowed or row.is_off:
                 raise _denial(row)
-            result = handler.handle(self._context, request, message)
+            if audit is not None and handler.is_admin:
+                result: Message | Awaitable[Message] = audit.change(
+                    row.api, request, message, lambda: handler.handle(self._context, request, message)
+                )
+            else:
+                result = handler.handle(self._context, request, message)
         except Exception as error:  # noqa: BLE001 - turned into an answer
             self._fail(row, header, message, error, pending)
             return
@@ -238,7 +269,8 @@ class Dispatcher:
             task.add_done_callback(self._tasks.discard)
             return
         encoded = self._answer(row, header.api_version, header.correlation_id, result, pending)
-        if key is not None and encoded is not None:
+        has_told = isinstance(request.access, AuditedAccess) and request.access.told
+        if key is not None and encoded is not None and not has_told:
             self._repeats.keep(key, encoded)
 
     async def _wait(

@@ -200,6 +200,9 @@ class Entrance:
         certificate = tls.getpeercert(binary_form=True)
         if certificate is None:
             return  # Only asked for, and not given: it stays User:ANONYMOUS.
+        if not self._authenticator.may_log_in():
+            connection.close("audit")
+            return
         try:
             subject = rfc2253_name(subject_of(certificate))
         except ProtocolError as error:

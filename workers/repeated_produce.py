@@ -104,6 +104,8 @@ class RepeatedProduce:
     ) -> RepeatedProduce | None:
         """From a request that was served, its body at `buffer[start:end]`, if it is of the plain kind. What was known
         `before` stays known, unless that is of another kind than this."""
+        if context.audit is not None and context.audit.records_allowed(ApiKey.PRODUCE):
+            return None
         topic, index, records = view.partitions[0]
         partition = context.ownership.partition(topic, index)
         if partition is None or records is None or partition.config.log_append_time or view.acks == 0:

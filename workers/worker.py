@@ -21,6 +21,7 @@ from kafscale.config import Settings
 from kafscale.config.listeners import listeners_of
 from kafscale.control import (
     AclsInForce,
+    AuditWritten,
     ClusterVersion,
     CommandReply,
     Configure,
@@ -52,6 +53,7 @@ from kafscale.metrics import (
     RECORDS_PRODUCED,
     MetricsBlock,
 )
+from kafscale.protocol.api import ApiKey
 from kafscale.security.cluster_secret import ClusterSecret
 from kafscale.security.snapshot import Snapshot
 from kafscale.storage.compaction import CompactionPolicy, Compactor
@@ -70,6 +72,7 @@ from kafscale.storage.tail_cache import TailCache
 from kafscale.storage.worker_log import WorkerLog
 from workers.admin import Admin
 from workers.apis import handlers
+from workers.audit import Recorder
 from workers.authentication import Authenticator
 from workers.authorization import Authority
 from workers.checkpoints import Checkpointer
@@ -169,7 +172,8 @@ class Worker:
         self._admin = Admin(clock, send)
         self.lease = Lease(clock, self.log, settings.worker_hang_timeout_ms / 1000 * LEASE_SHARE)
         self.authority = Authority(clock, metrics, is_on=settings.acl_enabled)
-        self.authenticator = Authenticator(settings, clock, metrics, lambda: send(KeysWanted()))
+        self.audit = None if settings.audit_log == "off" else Recorder(settings, clock, metrics, self.node_id, send)
+        self.authenticator = self._make_authenticator()
         self.authenticator.follow(self.cluster.state)
         context = self._make_context(reader, ProducerIds(metered, keys, clock, random_source, self.log_id), bugs)
         slabs = SlabPool(SLAB_BYTES, settings.cache_bytes + settings.produce_buffer_bytes, tail.evict)
@@ -179,6 +183,9 @@ class Worker:
         self._census = census
         self.connections, self.peers = self._make_connections(Dispatcher(context, handlers()), slabs, dial)
         self._entrances = self._make_entrances()
+        if self.audit is not None:
+            self.audit.hold_produce = self.connections.hold_produce
+            self.audit.release_produce = self.connections.release_produce
         self.compactor = self._make_compactor(keys, random_source, tail)
         self._handovers = Handovers(
             self.log_id,
@@ -192,6 +199,16 @@ class Worker:
             self._spawn,
         )
         self._upkeep = Upkeep(context, self.checkpointer, self.compactor, self.connections, tail, slabs)
+
+    def _make_authenticator(self) -> Authenticator:
+        settings, clock, metrics = self._settings, self._clock, self._metrics
+        if self.audit is None:
+            return Authenticator(settings, clock, metrics, self._want_keys)
+        audit = self.audit
+        return Authenticator(settings, clock, metrics, self._want_keys, audit.logged_in, lambda: audit.admits)
+
+    def _want_keys(self) -> None:
+        self._send(KeysWanted())
 
     def _make_compactor(self, keys: Keys, random_source: random.Random, tail: TailCache) -> Compactor:
         return Compactor(
@@ -223,6 +240,7 @@ class Worker:
             authenticator=self.authenticator,
             producer_ids=producer_ids,
             authority=self.authority,
+            audit=self.audit,
             metrics=self._metrics,
             bugs=bugs,
             tasks=self._tasks,
@@ -296,6 +314,9 @@ class Worker:
                 self.cluster.nodes = {node.node_id: node for node in nodes}
             case CommandReply():
                 self._admin.on_reply(message)
+            case AuditWritten():
+                if self.audit is not None:
+                    self.audit.receive(message)
             case Security():
                 self._spawn(self._change_security(message))
             case PeerReleased(log_id, _, sequence):
@@ -390,6 +411,8 @@ class Worker:
         self.authenticator.stop()
         for entrance in self._entrances.values():
             entrance.stop()
+        if self.audit is not None:
+            self.audit.close()
         for task in list(self._tasks):
             task.cancel()
 
@@ -443,7 +466,8 @@ class Worker:
         self.ownership.flushed(flush)
         self.checkpointer.flushed(flush)
         self.compactor.flushed(flush.small_bytes)
-        if self.connections.is_produce_held and not self.flusher.is_full:
+        is_audit_full = self.audit is not None and self.audit.is_stopped(ApiKey.PRODUCE)
+        if self.connections.is_produce_held and not self.flusher.is_full and not is_audit_full:
             self.connections.release_produce()
 
 

@@ -68,9 +68,14 @@ class Access(Protocol):
     """What handlers ask. A `need` is of `needs.py`; the name of the cluster is `kafka-cluster`. `rules` is the same for
     as long as the same rules are in force, and `scope` for all who may do the same by them."""
 
-    principal: str
-    host: str
-    rules: object
+    @property
+    def principal(self) -> str: ...
+
+    @property
+    def host(self) -> str: ...
+
+    @property
+    def rules(self) -> object: ...
 
     @property
     def scope(self) -> object: ...
@@ -89,6 +94,9 @@ class Access(Protocol):
 
     def operations(self, resource: ResourceType, name: str) -> int:
         """What the client may do to the resource, as Kafka's bit field (KIP-430)."""
+
+    def over(self, fresh: Access) -> Access:
+        """What takes this one's place when other rules are in force, by which `fresh` decides."""
 
 
 class FullAccess:
@@ -119,6 +127,9 @@ class FullAccess:
     def operations(self, resource: ResourceType, name: str) -> int:
         return SUPPORTED_BITS[resource]
 
+    def over(self, fresh: Access) -> Access:
+        return fresh
+
 
 class NoAccess:
     """For a broker that has no rules yet."""
@@ -147,6 +158,9 @@ class NoAccess:
 
     def operations(self, resource: ResourceType, name: str) -> int:
         return 0
+
+    def over(self, fresh: Access) -> Access:
+        return fresh
 
 
 OnDenied = Callable[[Access, Need, str], None]
@@ -220,6 +234,9 @@ class SnapshotAccess:
 
     def operations(self, resource: ResourceType, name: str) -> int:
         return sum(1 << need.operation for need in SUPPORTED[resource] if self.shows(need, name))
+
+    def over(self, fresh: Access) -> Access:
+        return fresh
 
     def writes_somewhere(self) -> bool:
         # Remembered under the name that no topic has.

@@ -131,6 +131,15 @@ def encode_events(events: Sequence[AuditEvent]) -> bytes:
     return _encoder.encode(events)
 
 
+def encode_event(event: AuditEvent) -> msgspec.Raw:
+    """One of the events that `join_events` makes a batch of."""
+    return msgspec.Raw(_encoder.encode(event))
+
+
+def join_events(events: Sequence[msgspec.Raw]) -> bytes:
+    return _encoder.encode(events)
+
+
 def decode_events(data: bytes) -> list[AuditEvent]:
     """Raises Corrupt."""
     try:

@@ -18,6 +18,7 @@ from kafscale.clock import Timer
 from kafscale.errors import Corrupt, Fenced, KafscaleError, ObjectMissing, StoreError
 from kafscale.metrics import BYTES_FETCHED, CACHE_HIT_BYTES, CACHE_HITS, CACHE_MISSES, FETCH_LATENCY, error_cell
 from kafscale.protocol.acls import CLUSTER_NAME
+from kafscale.protocol.api import ApiKey
 from kafscale.protocol.batches import iterate
 from kafscale.protocol.error_codes import ErrorCode
 from kafscale.protocol.fetch import FetchPartition, FetchRequestView, FetchResult, encode_fetch_response, parse_fetch
@@ -77,7 +78,8 @@ class WaitingFetch:
         self._pending: Pending | None = pending
         self._arrived = context.clock.monotonic()
         # Whether what may be read must be asked.
-        self._is_guarded = context.authority.is_on or view.replica_id >= 0
+        is_audited = context.audit is not None and context.audit.records_allowed(ApiKey.FETCH)
+        self._is_guarded = context.authority.is_on or view.replica_id >= 0 or is_audited
         self._max_bytes = min(view.max_bytes, context.settings.fetch_max_bytes)
         # As in Kafka: more than can be sent is never waited for.
         self._min_bytes = min(view.min_bytes, self._max_bytes)
@@ -155,10 +157,8 @@ class WaitingFetch:
 
     def _may_read(self, topic: str | bytes, partition: PartitionLog | None) -> bool:
         """Whether the client may read the topic now: what it waited for may have been forbidden meanwhile."""
-        context, request = self._context, self._request
-        access = request.access
-        if access.rules is not context.authority.rules:
-            access = context.authority.access(request.principal, request.client_host)
+        context = self._context
+        access = context.authority.renewed(self._request.access)
         if self._view.replica_id >= 0:
             # Brokers don't fetch from each other here: who says that he is one must have been made one by an ACL.
             return context.authority.is_on and access.allows(CLUSTER_ACTION, CLUSTER_NAME)

@@ -29,6 +29,7 @@ from kafscale.protocol.messages.metadata import (
 )
 from kafscale.protocol.schema import ZERO_UUID
 from kafscale.security.access import Access
+from kafscale.security.audit_event import Resource
 from kafscale.security.needs import CREATE_BY_USE, DESCRIBE_CLUSTER, DESCRIBE_TOPIC
 from workers.authorization import NOT_ASKED_FOR
 from workers.context import ClusterView, Context, Request
@@ -82,6 +83,12 @@ async def _create_and_answer(
             # Another client may have been quicker.
             taken = result.error_code in (ErrorCode.NONE, ErrorCode.TOPIC_ALREADY_EXISTS)
             errors[name] = ErrorCode.LEADER_NOT_AVAILABLE if taken else result.error_code
+        if context.audit is not None:
+            made = [
+                Resource("topic", name, f"partitions={command.partitions}", result.error_code)
+                for name, command, result in zip(now, commands, results, strict=True)
+            ]
+            context.audit.made_by_use(request, made)
     return _answer(context, request, message, errors)
 
 

@@ -128,6 +128,7 @@ class Node:
             authenticator=Authenticator(self.settings, self.clock, self.bench.metrics, lambda: None),
             producer_ids=ProducerIds(store, Keys("test"), self.clock, random.Random(1), "me"),
             authority=self.authority,
+            audit=None,
             metrics=self.bench.metrics,
             tasks=set(),
         )

@@ -115,6 +115,7 @@ class GroupNode:
         self.groups = Groups(self.settings, clock, self.cluster, self.flusher, self.reader, random.Random(2))
         self.metrics = MetricsBlock.in_memory()
         context: Any = SimpleNamespace(
+            audit=None,
             settings=self.settings,
             clock=clock,
             cluster=self.cluster,
