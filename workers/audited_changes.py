@@ -137,6 +137,17 @@ def _offset_delete(message: Any, response: Any) -> Iterable[Resource]:
             yield Resource("partition", f"{topic.name}-{partition.partition_index}", error_code=partition.error_code)
 
 
+def _alter_scram_credentials(message: Any, response: Any) -> Iterable[Resource]:
+    wanted = {one.name: f"delete {_mechanism(one.mechanism)}" for one in message.deletions}
+    wanted |= {one.name: f"set {_mechanism(one.mechanism)}, {one.iterations} iterations" for one in message.upsertions}
+    for result in response.results:
+        yield Resource("user", result.user, wanted.get(result.user, ""), result.error_code)
+
+
+def _mechanism(number: int) -> str:
+    return {1: "SCRAM-SHA-256", 2: "SCRAM-SHA-512"}.get(number, f"mechanism {number}")
+
+
 READERS: Final[Mapping[int, Read]] = MappingProxyType(
     {
         ApiKey.CREATE_TOPICS: _create_topics,
@@ -149,5 +160,6 @@ READERS: Final[Mapping[int, Read]] = MappingProxyType(
         ApiKey.DELETE_ACLS: _delete_acls,
         ApiKey.DELETE_GROUPS: _delete_groups,
         ApiKey.OFFSET_DELETE: _offset_delete,
+        ApiKey.ALTER_USER_SCRAM_CREDENTIALS: _alter_scram_credentials,
     }
 )

@@ -18,7 +18,7 @@ from kafscale.protocol.api import APIS, ApiKey, encode_request
 from kafscale.protocol.messages.create_topics import CreatableTopic, CreatableTopicConfig, CreateTopicsRequest
 from kafscale.protocol.messages.metadata import MetadataRequest, MetadataRequestTopic
 from kafscale.security.audit_chain import Chain
-from kafscale.security.audit_event import AuditEvent, Kind, Origin, body_of, decode_events
+from kafscale.security.audit_event import AuditEvent, Kind, Origin, body_of, decode_events, encode_events
 from tests.unit.workers.api_rights import CASES, Case
 from tests.unit.workers.guarded_worker import ADMIN, ALICE, SETTINGS, GuardedWorker, document
 from tests.unit.workers.whole_worker import Client, batch_of, fetch_request, produce_request, run
@@ -234,7 +234,11 @@ def test_every_change_is_on_record(case: Case) -> None:
         (event,) = of_kind(worker.events, Kind.CHANGE)
         assert (event.action, event.principal) == (APIS[case.api].name, ADMIN)
         assert event.resources or case.api is ApiKey.DELETE_ACLS
-        assert all(one.kind in ("topic", "partition", "group", "cluster", "broker") for one in event.resources)
+        assert all(one.kind in ("topic", "partition", "group", "cluster", "broker", "user") for one in event.resources)
+        for secret in (
+            one for part in getattr(case.request(version), "upsertions", ()) for one in msgspec.structs.astuple(part)
+        ):
+            assert not isinstance(secret, bytes) or secret not in encode_events([event])
         failed = [one.error_code for one in event.resources if one.error_code]
         assert event.is_success == (not failed and not event.error_code)
 
