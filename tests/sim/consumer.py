@@ -307,6 +307,8 @@ class Member(Consumer):
             raise Rejoin
         if code not in MOVED:
             self.unexpected(what, code)
+        # Whoever asks again, the run of the member or a last reading, looks for the coordinator first.
+        self._coordinator = -1
         raise Lost(f"{what} answered {code}")
 
     # Joining
