@@ -21,9 +21,11 @@ A reader with an old manifest may still ask for what goes: on a 404 it reloads t
 young objects, by the store's own clock: the newest object of the listing stands for now, so no clock of ours can
 hurry it.
 
-That a log has ended is shown by its objects (`takeover.find_end`), which the sweep deletes at last. So before it
-touches these it puts a seal of its own at number 0, once that is free. Its writer tells it from the seals that end
-logs.
+That a log has ended is shown by its objects, which the sweep deletes. So before it touches these it puts its mark into
+the log: a seal of its own, which stays for ever and tells that whatever else is there or missing means nothing. It lies
+above all numbers that anybody else ever tries: whoever seals a log, however long he was paused, began at a number that
+was free, so not above its end, and tries eight. At a lower one, which the sweep has to free or which the owner freed
+long ago, a seal of a paused sealer might come first.
 """
 
 from __future__ import annotations
@@ -50,7 +52,7 @@ from kafscale.storage.log_objects import (
 from kafscale.storage.manifest import decode_manifest
 from kafscale.storage.planted import NO_BUGS, PlantedBugs
 from kafscale.storage.store import ObjectInfo, ObjectStore, Purpose
-from kafscale.storage.takeover import SWEEPER, LogEnd, LogReader, find_end
+from kafscale.storage.takeover import SEALS_AT_ONCE, SWEEPER, LogEnd, LogReader, find_end
 
 DELETE_BATCH = 1000
 READS_AT_ONCE = 16
@@ -229,9 +231,7 @@ class _Sweeper:
 
     async def _sweep_log(self, log_id: str, objects: list[ObjectInfo], named: set[str], older_than_ms: int) -> None:
         """Delete what the log left, if it has ended."""
-        first = self._keys.log(log_id, 0)
-        was_swept = await self._was_swept(log_id)
-        ends_at = 0 if was_swept else await self._end_of(log_id)
+        ends_at = await self._end_of(log_id)
         if ends_at is None:
             self.result.unended.append(log_id)
             return
@@ -247,32 +247,18 @@ class _Sweeper:
                 self.result.young += 1
             else:
                 garbage.append(info)
-        of_log = [info for info in garbage if info.key.startswith(self._keys.log_prefix)]
-        if of_log and ends_at > 0:
-            # Its own objects show that it has ended, until our seal at 0 does.
-            at_first = [info for info in of_log if info.key == first]
-            await self._delete(at_first)
-            is_marked = await self._mark_swept(log_id, first)
-            garbage = [
-                info
-                for info in garbage
-                if info.key != first and (is_marked or not info.key.startswith(self._keys.log_prefix))
-            ]
+        # Where it ends at 0 the seal there shows it for ever, or our mark does.
+        if ends_at > 0 and any(info.key.startswith(self._keys.log_prefix) for info in garbage):
+            await self._mark_swept(log_id, ends_at + SEALS_AT_ONCE)
         await self._delete(garbage)
 
     async def _end_of(self, log_id: str) -> int | None:
-        """Where the log ends; None if it has not ended, or it can't be shown."""
+        """Where the log ends, 0 if it was swept; None if it has not ended, or it can't be shown."""
         try:
             end = await find_end(self._reader, log_id)
         except Corrupt:
             return None
         return end.end if end.sealed else None
-
-    async def _was_swept(self, log_id: str) -> bool:
-        try:
-            return await self._reader.was_swept(log_id)
-        except Corrupt:
-            return False
 
     async def _seals(self, candidates: Iterable[str]) -> set[str]:
         """Which of a log's objects are seals."""
@@ -296,21 +282,26 @@ class _Sweeper:
             self._known_seals.add(key)
         return is_seal
 
-    async def _mark_swept(self, log_id: str, key: str) -> bool:
-        """Put our seal at number 0, to show from now on that the log has ended. False if something else lies there."""
-        header = encode_header(Kind.SEAL, log_id, 0, self._clock.wall_ms(), -1)
+    async def _mark_swept(self, log_id: str, number: int) -> None:
+        """Make sure that our mark is at that number. Raises _Refused, Corrupt."""
+        key = self._keys.log(log_id, number)
+        header = encode_header(Kind.SEAL, log_id, number, self._clock.wall_ms(), -1)
         parts = encode_small(header, Seal(SWEEPER, "the log had ended, and no slot's list named it"))
         waits = backoff_seconds(self._random)
         for _ in range(STORE_TRIES):
             try:
                 await self._store.put_if_absent(key, parts, Purpose.SWEEP)
             except ObjectExists:
-                return await self._was_swept(log_id)
+                break
             except (StoreUnavailable, StoreUnclear):
                 await self._clock.sleep(next(waits))
             else:
-                return True
-        raise _Refused(f"{key} could not be sealed: the store gives no answer")
+                return
+        found = await self._reader.read(log_id, number)
+        if found is not None and (found.seal is None or found.seal.writer != SWEEPER):
+            raise Corrupt(f"{key}: lies so far above the log's end that only the sweep may have written it")
+        if found is None:
+            raise _Refused(f"{key} could not be sealed: the store gives no answer")
 
     async def _delete(self, objects: list[ObjectInfo]) -> None:
         for start in range(0, len(objects), DELETE_BATCH):

@@ -10,6 +10,8 @@ rules (docs/adr/0003-the-log-and-fencing.md):
 - A log has ended when every number from its last counting checkpoint's covered sequence (or 0) up to a seal is taken;
   its end is the lowest such seal. What lies above never existed. In a log without a seal a gap means nothing yet.
 - Seals are tried at the next eight numbers at once, twice the most that an owner has in flight.
+- Of a log with the sweep's mark nothing counts any more, and it has ended, whatever is left of it (`sweep.py`). The
+  mark is a seal of the sweep's above all numbers that owner or sealers ever try, put before anything is deleted.
 
 Decisions rest on objects read by key; a listing only says where to look first.
 """
@@ -49,7 +51,7 @@ from kafscale.storage.store import ObjectStore, Purpose
 from kafscale.storage.worker_log import MAX_IN_FLIGHT
 
 SEALS_AT_ONCE = 2 * MAX_IN_FLIGHT
-# Who writes the seals at number 0 of swept logs (`sweep.py`): the rest of such a log may be gone.
+# Who writes the seals that mark swept logs (`sweep.py`): the rest of such a log may be gone.
 SWEEPER = "sweep"
 # How many numbers are read at once, at first and at most: what lies above the end is asked for in vain.
 READS_AT_ONCE = 16
@@ -78,6 +80,10 @@ class LogObject(msgspec.Struct, frozen=True):
     groups: list[BatchGroup | LogStart] | None = None
     checkpoint: Checkpoint | None = None
     seal: Seal | None = None
+
+
+class _Swept(Exception):
+    """The log bears the sweep's mark."""
 
 
 class LogReader:
@@ -124,11 +130,6 @@ class LogReader:
             case Kind.SEAL:
                 return LogObject(key, header, seal=decode_seal(table, key))
 
-    async def was_swept(self, log_id: str) -> bool:
-        """Whether the log had ended and was named by no list, so that objects of it were deleted. Raises Corrupt."""
-        first = await self.read(log_id, 0)
-        return first is not None and first.seal is not None and first.seal.writer == SWEEPER
-
     async def sequences(self, log_id: str) -> list[int]:
         """The numbers that a listing shows as taken, in order."""
         for wait in backoff_seconds(self._random):
@@ -143,7 +144,7 @@ class LogReader:
         """The newest checkpoint that is known to count, by the pointer in the newest objects' headers.
 
         Later ones may exist: they are met while walking up from what this one covers. While this looks, a living owner
-        may write on and delete what was just found: then it looks again. Raises Corrupt.
+        may write on and delete what was just found: then it looks again. Raises _Swept, Corrupt.
         """
         missing = -1
         while True:
@@ -152,6 +153,8 @@ class LogReader:
                 found = await self.read(log_id, sequence)
                 if found is None:
                     is_outdated = True
+                elif found.seal is not None and found.seal.writer == SWEEPER:
+                    raise _Swept
                 if found is None or found.seal is not None:
                     continue
                 # Any object of the owner names the newest checkpoint that counted when it was made.
@@ -179,10 +182,8 @@ async def find_end(reader: LogReader, log_id: str, so_far: LogEnd | None = None)
         return so_far
     try:
         found = await reader.newest_checkpoint(log_id)
-    except Corrupt:
-        if await reader.was_swept(log_id):
-            return LogEnd(log_id, True, 0, 0, None, [])
-        raise
+    except _Swept:
+        return LogEnd(log_id, True, 0, 0, None, [])
     if so_far is None or (found is not None and found[0] > so_far.checkpoint_sequence):
         sequence, checkpoint = found if found is not None else (-1, None)
         covered = checkpoint.covered if checkpoint is not None else 0

@@ -293,19 +293,21 @@ class Model:
         yield name, _checked((lists, logs, *rest), name)  # type: ignore[arg-type]
 
     def _sweeping(self, state: State, log: int) -> Iterator[tuple[str, State]]:
-        """What an ended log left is deleted, but for its seals; another at number 0 shows that it has ended."""
+        """What an ended log left is deleted, but for its seals. First a mark is put above all numbers that anybody
+        tries: it shows that the log has ended."""
         lists, logs, workers, epochs, acknowledged, sweeps = state
         objects = logs[log]
         is_named = any(entry.log_id == str(log) for entry in lists[-1])
-        if sweeps >= self._bounds.sweeps or not objects or not _end(objects)[1]:
+        if sweeps >= self._bounds.sweeps or MARK in objects or not _end(objects)[1]:
             return
         if is_named and self._rules.named_logs_are_not_swept:
             return
-        kept = (found if found is not None and found[0] == SEAL else None for found in objects[1:])
-        swept: Log = (MARK, *kept) if self._rules.seals_are_kept else (MARK,)
-        if swept != objects:
-            after = (lists, _replaced(logs, log, swept), workers, epochs, acknowledged, sweeps + 1)
-            yield f"{log} is swept", _checked(after, f"{log} is swept")
+        is_kept = self._rules.seals_are_kept
+        kept = (found if is_kept and found is not None and found[0] == SEAL else None for found in objects)
+        mark_at = _end(objects)[0] + 2 * self._bounds.in_flight
+        swept = _placed(_replaced(logs, log, tuple(kept)), log, mark_at, MARK)
+        after = (lists, swept, workers, epochs, acknowledged, sweeps + 1)
+        yield f"{log} is swept", _checked(after, f"{log} is swept")
 
     # Deciding
 
@@ -390,7 +392,9 @@ class Model:
 
 @lru_cache(maxsize=1 << 16)
 def _end(objects: Log) -> tuple[int, bool]:
-    """The first number that is free or holds a seal, and whether it is a seal."""
+    """The first number that is free or holds a seal, and whether it is a seal. What was swept has ended at 0."""
+    if MARK in objects:
+        return 0, True
     for number, found in enumerate(objects):
         if found is None:
             return number, False

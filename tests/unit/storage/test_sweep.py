@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import random
+from contextlib import suppress
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kafscale.errors import StoreUnavailable
+from kafscale.errors import ObjectExists, StoreUnavailable
 from kafscale.storage.compaction import CompactionPolicy, Compactor
 from kafscale.storage.earlier_logs import Earlier
 from kafscale.storage.keys import writer_of
-from kafscale.storage.log_objects import Kind, decode_header
+from kafscale.storage.log_objects import Kind, Seal, decode_header, encode_header, encode_small
 from kafscale.storage.manifest import restore_partition
 from kafscale.storage.partition import PartitionLog, check_dense
 from kafscale.storage.recovery import apply_replay
@@ -366,6 +367,56 @@ def test_a_sweep_that_breaks_off_is_finished_by_the_next(deletes):
         for key in left:
             seal = "/log/" in key and decode_header(await cluster.store.inner.get(key, Purpose.SWEEP), key).kind == 3
             assert seal or key in named or key.replace(".index", ".kfs") in named
+        await cluster.check()
+
+    run(main())
+
+
+@pytest.mark.parametrize("wakes", ("before", "meanwhile"))
+def test_a_sealer_that_slept_all_the_while_keeps_nothing_from_being_swept(wakes):
+    """Goal: whoever found a log empty and comes to seal it when it was written, ended and half swept, is in nobody's
+    way, whenever he comes."""
+
+    async def main() -> None:
+        cluster = Cluster()
+        await cluster.move()
+        for _ in range(4):
+            await cluster.flush()
+            await cluster.checkpoint()
+        victim, real = log_id(1), cluster.store.delete
+        await cluster.move()
+        await cluster.clock.sleep(3600)
+        await cluster.flush()
+        if wakes == "before":
+            await real([KEYS.log(victim, 0)], Purpose.SWEEP)
+
+        async def wake_up() -> None:
+            for number in range(SEALS_AT_ONCE):
+                with suppress(ObjectExists):
+                    header = encode_header(Kind.SEAL, victim, number, EPOCH_MS, -1)
+                    parts = encode_small(header, Seal("test", "it has slept"))
+                    await cluster.store.put_if_absent(KEYS.log(victim, number), parts, Purpose.RECOVERY)
+
+        async def one_of_them(keys: list[str], purpose: Purpose) -> None:
+            await real(keys[:1], purpose)
+            await wake_up()
+            raise StoreUnavailable("cut off")
+
+        if wakes == "before":
+            await wake_up()
+        else:
+            cluster.store.delete = one_of_them  # type: ignore[method-assign, assignment]
+            assert (await cluster.sweep()).refused is not None
+            cluster.store.delete = real  # type: ignore[method-assign]
+        result = await cluster.sweep()
+        assert result.refused is None and result.deleted > 0 and not result.unended
+        named = {extent.key for partition in cluster.partitions for extent in partition.extents}
+        left = await cluster.store.keys(KEYS.log_objects(victim))
+        assert KEYS.log(victim, 0) in left
+        for key in left:
+            head = await cluster.store.inner.get(key, Purpose.SWEEP)
+            assert key in named or decode_header(head, key).kind == Kind.SEAL
+        assert (await find_end(cluster.reader, victim)).sealed
         await cluster.check()
 
     run(main())
