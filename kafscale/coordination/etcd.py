@@ -80,6 +80,8 @@ class _Session(msgspec.Struct):
     lease: Any
     nonce: str
     registered: Member | None = None
+    # When the keeper last did so.
+    registered_at: float = 0.0
     # Until when the lease lasts at least (monotonic seconds), and when it was last renewed.
     deadline: float = 0.0
     renewed_at: float = 0.0
@@ -270,8 +272,9 @@ class EtcdCoordination:
                 session.deadline = now + self._ttl_seconds
             if not session.is_watching:
                 await self._watch(session)
-            if self._member is not session.registered:
+            if self._member is not session.registered or self._is_overtaken(session, now):
                 await self._call(lambda: self._register(session))
+                session.registered_at = now
             await self._look(session)
             if self._campaigns and not self._view.leader:
                 await self._call(lambda: self._take_lead(session))
@@ -281,6 +284,14 @@ class EtcdCoordination:
                 await self._rung.wait()
             finally:
                 timer.cancel()
+
+    def _is_overtaken(self, session: _Session, now: float) -> bool:
+        """Whether the last listing lacks what we last said of ourselves: calls overtake each other, and one that was
+        given up may arrive later. Not asked all the time, so that two brokers of one number don't outshout each other.
+        """
+        if self._member is None or now - session.registered_at < LOOK_SECONDS:
+            return False
+        return self._member not in self._view.members
 
     async def _watch(self, session: _Session) -> None:
         loop = asyncio.get_running_loop()

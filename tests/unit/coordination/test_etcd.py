@@ -122,6 +122,33 @@ def test_brokers_know_each_other_and_one_leads(server: EtcdServer) -> None:
     run(scenario)
 
 
+def test_a_registration_that_was_overtaken_is_made_again(server: EtcdServer) -> None:
+    """Goal: where an older registration of this broker arrives after a newer one, or none is there any more, the newest
+    comes to stand all the same."""
+
+    key, newest = "/kafscale/ns/members/1", member(1, leaving=True)
+
+    async def scenario() -> None:
+        client = etcd3.client(*server.endpoint)
+
+        async def until_the_newest_stands() -> None:
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                while (await asyncio.to_thread(client.get, key))[0] != msgspec.json.encode(newest):
+                    pass
+
+        async with brokers(server, 1, 2) as (one, other):
+            await one.coordination.join(newest)
+            await until_the_newest_stands()
+            await asyncio.to_thread(client.put, key, msgspec.json.encode(member(1)))
+            await until_the_newest_stands()
+            await asyncio.to_thread(client.delete, key)
+            await until_the_newest_stands()
+            await other.until(lambda c: c.members() == [newest, member(2)], "everyone knows")
+        client.close()
+
+    run(scenario)
+
+
 def test_versions_only_rise(server: EtcdServer) -> None:
     """Goal: news of a version reaches everyone, in whatever order versions are published; a large one too."""
 
