@@ -28,6 +28,9 @@ from workers.connection import Connection
 from workers.connections import Connections
 from workers.listener import Listener
 
+# How long a client whose handshake failed has to read why.
+LAST_WORDS_SECONDS: Final = 1.0
+LAST_WORDS_READ_BYTES_MAX: Final = 64 * 1024
 # What OpenSSL calls a client certificate that is missing or no good.
 _CERTIFICATE_REASONS: Final = ("CERTIFICATE", "NO_CERT", "UNKNOWN_CA", "BAD_SIGNATURE")
 # A client that does not answer the end of TLS is not waited for.
@@ -116,6 +119,8 @@ class Entrance:
         connections = self._connections
         connection: Connection | None = None
         is_counted = False
+        # A second hold on the connection, of which the loop lets go when a handshake fails.
+        tail: socket.socket | None = None
         try:
             if self._own.proxy_protocol:
                 host = await self._proxied_host(accepted, host)
@@ -125,12 +130,17 @@ class Entrance:
                 return
             connection = self.connection(host)
             connection.counted_at = host
+            tail = accepted.dup() if self._own.has_tls else None
             await self._connect(accepted, connection)
         except ProtocolError as error:
             connections.refuse(host, "proxy", str(error))
         except (OSError, TimeoutError) as error:  # ssl.SSLError is an OSError
             self._failed(host, error)
+            if tail is not None:
+                await _tell(tail, error)
         finally:
+            if tail is not None:
+                tail.close()
             connections.settle()
             if connection is None or not connection.was_made:
                 accepted.close()
@@ -219,3 +229,24 @@ class Entrance:
     def _turn_away(self, connection: Connection, reason: str) -> None:
         self._refuse_certificate(connection.client_host, reason)
         connection.close("authentication")
+
+
+async def _tell(connection: socket.socket, error: Exception) -> None:
+    """Send TLS's alert to a client whose handshake failed, and read on for a moment: closing a connection with unread
+    bytes would have the kernel throw the alert away."""
+    from kafscale.security.tls import last_words
+
+    words = last_words(error)
+    if not words:
+        return
+    loop = asyncio.get_running_loop()
+    left = LAST_WORDS_READ_BYTES_MAX
+    try:
+        async with asyncio.timeout(LAST_WORDS_SECONDS):
+            connection.setblocking(False)
+            await loop.sock_sendall(connection, words)
+            connection.shutdown(socket.SHUT_WR)
+            while left > 0 and (data := await loop.sock_recv(connection, left)):
+                left -= len(data)
+    except (OSError, TimeoutError):
+        return

@@ -2,9 +2,9 @@
 sound.
 
 From bytes to `ssl.SSLContext`; files are read elsewhere. TLS 1.2 and 1.3, ciphers that authenticate the data (AEAD)
-and forward secrecy alone, no renegotiation, no compression, no resumption of sessions: a certificate that was revoked
-would live on in those. A context is never changed: when a certificate, key, CA or revocation list changes, another is
-made of all of them, and new connections begin with it.
+and forward secrecy alone, no renegotiation, no compression, no resumption of sessions whose connection has ended: a
+certificate that was revoked would live on in those. A context is never changed: when a certificate, key, CA or
+revocation list changes, another is made of all of them, and new connections begin with it.
 
 OpenSSL wants names of files where Python's `ssl` has no way for bytes, so they are handed over as memory files: no key
 is written to a disk, and certificate and key are always of one piece.
@@ -17,7 +17,7 @@ import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
-from typing import Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -28,6 +28,7 @@ ClientCertificates = Literal["none", "requested", "required"]
 
 CIPHERS: Final = "ECDHE+AESGCM:ECDHE+CHACHA20"
 RSA_BITS_MIN: Final = 2048
+_LAST_WORDS: Final = "last_words"
 EC_BITS_MIN: Final = 256
 _VERIFY_MODES: Final = {
     "none": ssl.CERT_NONE,
@@ -82,6 +83,45 @@ def check(material: TlsMaterial) -> Checked:
     return Checked(min(certificate.not_valid_after_utc for certificate in chain))
 
 
+def last_words(error: Exception) -> bytes:
+    """What a context of ours wanted to tell a client whose handshake came to `error`: TLS's alert, or nothing."""
+    return getattr(error, _LAST_WORDS, b"")
+
+
+class _ServerObject(ssl.SSLObject):
+    """Two things that event loops and Python's `ssl` leave no other way for. They close a connection whose handshake
+    fails, and with it goes the alert that OpenSSL has made ready and that would tell the client why: it is put with the
+    error. And in TLS 1.2 OpenSSL keeps sessions to be resumed, up to eleven kilobytes each, twenty thousand of them,
+    but none of a connection that did not say goodbye; so none is said there. That nothing was cut off, frames tell."""
+
+    outgoing: ssl.MemoryBIO
+
+    def do_handshake(self) -> None:
+        try:
+            super().do_handshake()
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            raise
+        except ssl.SSLError as error:
+            setattr(error, _LAST_WORDS, self.outgoing.read())
+            raise
+
+    def unwrap(self) -> None:
+        if self.version() != "TLSv1.2":
+            super().unwrap()
+
+
+class _ServerContext(ssl.SSLContext):
+    sslobject_class = _ServerObject
+
+    def wrap_bio(
+        self, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO, *arguments: Any, **named: Any
+    ) -> _ServerObject:
+        made = super().wrap_bio(incoming, outgoing, *arguments, **named)
+        assert isinstance(made, _ServerObject)
+        made.outgoing = outgoing
+        return made
+
+
 def server_context(
     material: TlsMaterial,
     client_certificates: ClientCertificates = "none",
@@ -91,7 +131,7 @@ def server_context(
 ) -> ssl.SSLContext:
     """A listener's context. `is_strict`: client certificates must follow RFC 5280 to the letter. Raises
     CertificateProblem; takes milliseconds, and longer for a key with a password."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context = _ServerContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_3 if min_version == "1.3" else ssl.TLSVersion.TLSv1_2
     context.set_ciphers(CIPHERS)
     context.options |= (

@@ -53,7 +53,10 @@ class SecureBroker:
         self.write("keys.json", tokens.key_set())
         self.broker = make_broker(start=False, workers=workers)
         self.ports["plain"] = self.broker.port
-        self.broker.environment = {f"KAFSCALE_{name}": text for name, text in (self.settings() | more).items()}
+        settings = self.settings() | more
+        if "SASL_OAUTHBEARER_JWKS_URL" in more:
+            del settings["SASL_OAUTHBEARER_JWKS_FILE"]
+        self.broker.environment = {f"KAFSCALE_{name}": text for name, text in settings.items()}
         self.broker.start()
 
     def settings(self) -> dict[str, str]:

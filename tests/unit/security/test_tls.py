@@ -3,6 +3,8 @@ sound are named before anything is served with them."""
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import ssl
 from datetime import UTC, datetime, timedelta
 
@@ -55,6 +57,21 @@ def test_the_newest_version_is_spoken() -> None:
     client, server = shake_hands(server_context(material()), client_context())
     assert client.version() == "TLSv1.3"
     assert server.compression() is None
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_ended_sessions_are_forgotten(version: ssl.TLSVersion) -> None:
+    """Of a connection that has ended, in good order or not, nothing is kept that another could go on from."""
+    server = server_context(material())
+    limits = client_context(minimum_version=version, maximum_version=version)
+    for is_orderly in (False, True):
+        ends = shake_hands(server, limits)
+        for number in range(4 if is_orderly else 0):
+            with contextlib.suppress(ssl.SSLError):
+                ends[number % 2].unwrap()
+        del ends
+        gc.collect()
+        assert server.session_stats()["number"] == 0
 
 
 def test_scan_of_versions() -> None:

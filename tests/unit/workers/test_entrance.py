@@ -11,6 +11,7 @@ import ssl
 import struct
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -417,6 +418,48 @@ def test_clients_with_certificates(
             (login,) = made.logins
             assert login.is_granted == (principal is not None)
             assert made.count(AUTHENTICATIONS.at("TLS", "success" if principal else "failure")) == 1
+
+    run(check)
+
+
+EXPIRED = {"not_before": datetime(2020, 1, 1, tzinfo=UTC), "not_after": datetime(2021, 1, 1, tzinfo=UTC)}
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+@pytest.mark.parametrize(
+    ("certificate", "alert"),
+    [
+        (None, "CERTIFICATE_REQUIRED|HANDSHAKE_FAILURE"),
+        (CA.client("alice", **EXPIRED), "CERTIFICATE_EXPIRED"),
+        (Authority("Other").client("alice"), "UNKNOWN_CA"),
+    ],
+)
+def test_the_client_is_told_why(
+    tmp_path: Path, version: ssl.TLSVersion, certificate: tuple[bytes, bytes] | None, alert: str
+) -> None:
+    """A handshake that fails ends with TLS's alert, though in TLS 1.3 the client has sent its first request by then."""
+
+    def come(port: int) -> str:
+        context = client_context(tmp_path, certificate)
+        context.minimum_version = context.maximum_version = version
+        try:
+            with (
+                socket.create_connection(("127.0.0.1", port), timeout=10) as plain,
+                context.wrap_socket(plain, server_hostname="localhost") as secured,
+            ):
+                secured.sendall(REQUEST)
+                return f"read {secured.recv(100)!r}"
+        except ssl.SSLError as error:
+            return error.reason or ""
+
+    async def check() -> None:
+        own = {"protocol": "SSL", "client_auth": "required", "principal_source": "mtls"}
+        async with door(files=MUTUAL, **own) as made:
+            for _ in range(5):
+                told = await asyncio.to_thread(come, made.port)
+                assert any(told.endswith(one) for one in alert.split("|")), told
+            await until(lambda: made.connections.arriving == 0)
+            assert made.closed("handshake") == 5
 
     run(check)
 
