@@ -59,12 +59,12 @@ def provider() -> Iterator[IdentityProvider]:
 def secure(
     make_module_broker: MakeBroker, tmp_path_factory: pytest.TempPathFactory, provider: IdentityProvider
 ) -> Iterator[SecureBroker]:
-    # Sessions of passwords end after four.
+    # Sessions end after two.
     made = SecureBroker(
         make_module_broker,
         tmp_path_factory.mktemp("clients"),
         SASL_OAUTHBEARER_JWKS_URL=f"{provider.url}/keys",
-        CONNECTIONS_MAX_REAUTH_MS="4000",
+        CONNECTIONS_MAX_REAUTH_MS="2000",
     )
     made.write(
         "client-with-key.pem", (made.folder / "client.key").read_bytes() + (made.folder / "client.pem").read_bytes()
