@@ -92,6 +92,12 @@ test-cluster: $(VENV)/.development  ## Brokers as processes on etcd and S3, kill
 	@scratch=$$(mktemp -d "$${TMPDIR:-/tmp}/kafscale.XXXXXX"); trap 'rm -rf "$$scratch"' EXIT; \
 	TMPDIR="$$scratch" $(BIN)/python -m pytest -m cluster -s $(ARGS) tests/e2e/test_cluster.py tests/e2e/test_shared_cluster.py
 
+.PHONY: test-clients
+test-clients: $(VENV)/.development  ## Every client library by every listener and way to log in
+	@scratch=$$(mktemp -d "$${TMPDIR:-/tmp}/kafscale.XXXXXX"); trap 'rm -rf "$$scratch"' EXIT; \
+	TMPDIR="$$scratch" $(BIN)/python -m pytest -m "clients or not clients" -v -rs $(ARGS) \
+		tests/e2e/test_security_clients.py tests/e2e/test_clients_page.py
+
 .PHONY: test-acls
 test-acls: $(VENV)/.development  ## A million random decisions, compiled rules against a naive reading
 	$(BIN)/python -m tests.unit.security.differential --decisions 1000000 $(ARGS)

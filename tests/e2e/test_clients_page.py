@@ -157,6 +157,7 @@ def java_settings(secure: SecureBroker, provider: IdentityProvider) -> dict[str,
     return found
 
 
+@pytest.mark.clients
 @pytest.mark.java
 @pytest.mark.skipif(not (shutil.which("java") and shutil.which("javac")), reason="no Java development kit")
 def test_java(secure: SecureBroker, provider: IdentityProvider, tmp_path: Path) -> None:
