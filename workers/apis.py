@@ -9,6 +9,7 @@ from __future__ import annotations
 from kafscale.protocol.api import ApiKey
 from workers.dispatch import AnyHandler, Handler, RawHandler
 from workers.handlers import (
+    alter_client_quotas,
     alter_configs,
     alter_user_scram_credentials,
     create_acls,
@@ -19,6 +20,7 @@ from workers.handlers import (
     delete_records,
     delete_topics,
     describe_acls,
+    describe_client_quotas,
     describe_cluster,
     describe_configs,
     describe_groups,
@@ -90,6 +92,8 @@ def _served() -> list[AnyHandler]:
         Handler(key.INCREMENTAL_ALTER_CONFIGS, 0, 1, incremental_alter_configs.handle, incremental_alter_configs.failed,
                 is_admin=True),
         Handler(key.OFFSET_DELETE, 0, 0, offset_delete.handle, is_admin=True),
+        Handler(key.DESCRIBE_CLIENT_QUOTAS, 0, 1, describe_client_quotas.handle, describe_client_quotas.failed),
+        Handler(key.ALTER_CLIENT_QUOTAS, 0, 1, alter_client_quotas.handle, alter_client_quotas.failed, is_admin=True),
         Handler(key.DESCRIBE_USER_SCRAM_CREDENTIALS, 0, 0, describe_user_scram_credentials.handle),
         Handler(key.ALTER_USER_SCRAM_CREDENTIALS, 0, 0, alter_user_scram_credentials.handle,
                 alter_user_scram_credentials.failed, is_admin=True),

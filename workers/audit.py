@@ -61,6 +61,7 @@ KINDS_OF_REQUESTS: Final = {
             ApiKey.DESCRIBE_ACLS,
             ApiKey.DESCRIBE_CONFIGS,
             ApiKey.DESCRIBE_LOG_DIRS,
+            ApiKey.DESCRIBE_CLIENT_QUOTAS,
             ApiKey.DESCRIBE_USER_SCRAM_CREDENTIALS,
             ApiKey.DESCRIBE_CLUSTER,
         }

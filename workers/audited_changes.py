@@ -137,6 +137,16 @@ def _offset_delete(message: Any, response: Any) -> Iterable[Resource]:
             yield Resource("partition", f"{topic.name}-{partition.partition_index}", error_code=partition.error_code)
 
 
+def _alter_client_quotas(message: Any, response: Any) -> Iterable[Resource]:
+    for wanted, result in zip(message.entries, response.entries, strict=False):
+        name = ", ".join(
+            f"{part.entity_type} {'<default>' if part.entity_name is None else part.entity_name}"
+            for part in wanted.entity
+        )
+        changes = (f"remove {op.key}" if op.remove else f"{op.key}={op.value:g}" for op in wanted.ops[:16])
+        yield Resource("quota", name, ", ".join(changes), result.error_code)
+
+
 def _alter_scram_credentials(message: Any, response: Any) -> Iterable[Resource]:
     wanted = {one.name: f"delete {_mechanism(one.mechanism)}" for one in message.deletions}
     wanted |= {one.name: f"set {_mechanism(one.mechanism)}, {one.iterations} iterations" for one in message.upsertions}
@@ -160,6 +170,7 @@ READERS: Final[Mapping[int, Read]] = MappingProxyType(
         ApiKey.DELETE_ACLS: _delete_acls,
         ApiKey.DELETE_GROUPS: _delete_groups,
         ApiKey.OFFSET_DELETE: _offset_delete,
+        ApiKey.ALTER_CLIENT_QUOTAS: _alter_client_quotas,
         ApiKey.ALTER_USER_SCRAM_CREDENTIALS: _alter_scram_credentials,
     }
 )

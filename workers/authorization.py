@@ -115,6 +115,8 @@ def _rows() -> dict[int, Row]:
             _TOPIC, (needs.ALTER_CONFIGS_OF_TOPIC, needs.ALTER_CONFIGS_OF_GROUP, needs.ALTER_CONFIGS_OF_CLUSTER)
         ),
         key.OFFSET_DELETE: PerItem(_GROUP, (needs.DELETE_GROUP, needs.READ_TOPIC)),
+        key.DESCRIBE_CLIENT_QUOTAS: OnCluster(needs.DESCRIBE_CONFIGS_OF_CLUSTER),
+        key.ALTER_CLIENT_QUOTAS: OnCluster(needs.ALTER_CONFIGS_OF_CLUSTER),
         key.DESCRIBE_USER_SCRAM_CREDENTIALS: OnCluster(needs.DESCRIBE_CLUSTER),
         key.ALTER_USER_SCRAM_CREDENTIALS: OnCluster(needs.ALTER_CLUSTER),
         # Open in Kafka's code, though its documentation says Describe Cluster; brokers are told to anyone anyway. What

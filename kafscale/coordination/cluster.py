@@ -14,6 +14,7 @@ import re
 
 import msgspec
 
+from kafscale.coordination.quotas import ClientQuota, QuotaEntity
 from kafscale.errors import Corrupt
 from kafscale.protocol.acls import AclBinding
 
@@ -117,10 +118,17 @@ class SetDecoyKey(msgspec.Struct, frozen=True, tag=True):
         return "SetDecoyKey(…)"
 
 
+class SetQuota(msgspec.Struct, frozen=True, tag=True):
+    """Replace everything that is set for an entity of client quotas; nothing: there is no quota for it any more."""
+
+    entity: QuotaEntity
+    values: dict[str, float]
+
+
 AclChange = CreateAcls | DeleteAcls
 CredentialChange = SetCredential | ForgetCredential
 TopicChange = CreateTopic | DeleteTopic | SetPartitions | SetConfigs | Assign
-Change = TopicChange | AclChange | CredentialChange | SetDecoyKey
+Change = TopicChange | AclChange | CredentialChange | SetDecoyKey | SetQuota
 # user → SCRAM mechanism → credential, or None as `SetCredential` says.
 Credentials = dict[str, dict[str, ScramCredential | None]]
 
@@ -139,6 +147,8 @@ class ClusterState(msgspec.Struct, kw_only=True):
     # Replaced when one changes, never changed.
     credentials: dict[str, dict[str, ScramCredential | None]] = {}
     decoy_key: bytes = b""
+    # Each entity once. Replaced when one changes, never changed.
+    quotas: list[ClientQuota] = []
 
     def owner(self, slot: int) -> Assignment | None:
         """The slot's current assignment; None before its first."""
@@ -175,6 +185,7 @@ def apply(state: ClusterState, version: Version) -> ClusterState:
     acls = state.acls
     credentials = state.credentials
     decoy_key = state.decoy_key
+    quotas: dict[QuotaEntity, ClientQuota] | None = None
     for change in version.changes:
         match change:
             case CreateAcls() | DeleteAcls():
@@ -185,6 +196,10 @@ def apply(state: ClusterState, version: Version) -> ClusterState:
                 apply_credential(change, credentials)
             case SetDecoyKey(key):
                 decoy_key = decoy_key or key
+            case SetQuota(entity, values):
+                if quotas is None:
+                    quotas = {quota.entity: quota for quota in state.quotas}
+                apply_quota(entity, values, quotas)
             case _:
                 apply_change(change, topics, slots)
     return ClusterState(
@@ -197,7 +212,16 @@ def apply(state: ClusterState, version: Version) -> ClusterState:
         acls=acls,
         credentials=credentials,
         decoy_key=decoy_key,
+        quotas=state.quotas if quotas is None else list(quotas.values()),
     )
+
+
+def apply_quota(entity: QuotaEntity, values: dict[str, float], quotas: dict[QuotaEntity, ClientQuota]) -> None:
+    """Replace in place what is set for an entity, which keeps its place among the others."""
+    if values:
+        quotas[entity] = ClientQuota(entity, values)
+    else:
+        quotas.pop(entity, None)
 
 
 def apply_credential(change: CredentialChange, credentials: Credentials) -> None:
@@ -304,13 +328,14 @@ class _StateWithoutAcls(msgspec.Struct, kw_only=True):
     slots: list[list[Assignment]] = []
     credentials: dict[str, dict[str, ScramCredential | None]] = {}
     decoy_key: bytes = b""
+    quotas: list[ClientQuota] = []
 
 
 class _VersionWithoutAcls(msgspec.Struct, frozen=True):
     version: int
     writer_id: str
     written_ms: int
-    changes: list[TopicChange | CredentialChange | SetDecoyKey | _AclsCreated | _AclsDeleted] = []
+    changes: list[TopicChange | CredentialChange | SetDecoyKey | SetQuota | _AclsCreated | _AclsDeleted] = []
     snapshot: _StateWithoutAcls | None = None
 
 

@@ -18,6 +18,7 @@ import msgspec
 from kafscale.coordination import cluster, topic_configs
 from kafscale.coordination.acl_draft import AclDraft
 from kafscale.coordination.cluster import Change, ClusterState, Topic, apply_change, topic_name_error
+from kafscale.coordination.quotas import MAX_QUOTAS, QuotaEntity, altered
 from kafscale.errors import Corrupt, Invalid
 from kafscale.protocol.acls import AclBinding, AclFilter
 from kafscale.protocol.error_codes import ErrorCode
@@ -95,8 +96,16 @@ class AlterCredentials(msgspec.Struct, frozen=True, tag="alter_credentials", kw_
     of_file: list[str] = []
 
 
+class AlterQuota(msgspec.Struct, frozen=True, tag="alter_quota", kw_only=True):
+    """Set client quotas of an entity, and take away those whose value is None. They have been found sound."""
+
+    entity: QuotaEntity
+    changes: list[tuple[str, float | None]]
+    validate_only: bool = False
+
+
 TopicCommand = CreateTopic | DeleteTopic | CreatePartitions | AlterConfigs
-Command = TopicCommand | CreateAcls | DeleteAcls | AlterCredentials
+Command = TopicCommand | CreateAcls | DeleteAcls | AlterCredentials | AlterQuota
 
 
 class CommandResult(msgspec.Struct, frozen=True):
@@ -129,6 +138,7 @@ class Draft:
         self._folded = {_folded(name): name for name in state.topics}
         self.acls = AclDraft(state.acls)
         self.credentials = dict(state.credentials)
+        self.quotas = {quota.entity: quota.values for quota in state.quotas}
 
     def take_changes(self) -> list[Change]:
         """What was changed since the last call."""
@@ -206,6 +216,10 @@ def decide_all(
             if isinstance(command, CreateAcls | DeleteAcls):
                 results.append(_decide_acls(draft, command))
                 continue
+            if isinstance(command, AlterQuota):
+                _alter_quota(draft, command)
+                results.append(CommandResult())
+                continue
             if isinstance(command, AlterCredentials):
                 _alter_credentials(draft, command)
                 results.append(CommandResult())
@@ -247,6 +261,20 @@ def _alter_credentials(draft: Draft, command: AlterCredentials) -> None:
             change = cluster.SetCredential(command.user, mechanism, credential)
         cluster.apply_credential(change, draft.credentials)
         draft.note(change)
+
+
+def _alter_quota(draft: Draft, command: AlterQuota) -> None:
+    before = draft.quotas.get(command.entity, {})
+    after = altered(before, command.changes)
+    if not before and after and len(draft.quotas) >= MAX_QUOTAS:
+        raise Invalid(ErrorCode.POLICY_VIOLATION, f"there may be quotas of {MAX_QUOTAS} entities at most")
+    if after == before or command.validate_only:
+        return
+    if after:
+        draft.quotas[command.entity] = after
+    else:
+        del draft.quotas[command.entity]
+    draft.note(cluster.SetQuota(command.entity, after))
 
 
 def _decide_one(

@@ -12,6 +12,7 @@ from enum import IntEnum
 from types import MappingProxyType
 from typing import Final
 
+from kafscale.protocol.messages.alter_client_quotas import AlterClientQuotasRequest, AlterClientQuotasResponse
 from kafscale.protocol.messages.alter_configs import AlterConfigsRequest, AlterConfigsResponse
 from kafscale.protocol.messages.alter_user_scram_credentials import (
     AlterUserScramCredentialsRequest,
@@ -26,6 +27,10 @@ from kafscale.protocol.messages.delete_groups import DeleteGroupsRequest, Delete
 from kafscale.protocol.messages.delete_records import DeleteRecordsRequest, DeleteRecordsResponse
 from kafscale.protocol.messages.delete_topics import DeleteTopicsRequest, DeleteTopicsResponse
 from kafscale.protocol.messages.describe_acls import DescribeAclsRequest, DescribeAclsResponse
+from kafscale.protocol.messages.describe_client_quotas import (
+    DescribeClientQuotasRequest,
+    DescribeClientQuotasResponse,
+)
 from kafscale.protocol.messages.describe_cluster import DescribeClusterRequest, DescribeClusterResponse
 from kafscale.protocol.messages.describe_configs import DescribeConfigsRequest, DescribeConfigsResponse
 from kafscale.protocol.messages.describe_groups import DescribeGroupsRequest, DescribeGroupsResponse
@@ -95,6 +100,8 @@ class ApiKey(IntEnum):
     DELETE_GROUPS = 42
     INCREMENTAL_ALTER_CONFIGS = 44
     OFFSET_DELETE = 47
+    DESCRIBE_CLIENT_QUOTAS = 48
+    ALTER_CLIENT_QUOTAS = 49
     DESCRIBE_USER_SCRAM_CREDENTIALS = 50
     ALTER_USER_SCRAM_CREDENTIALS = 51
     DESCRIBE_CLUSTER = 60
@@ -138,6 +145,7 @@ def _rows() -> list[Api]:
         Api(ApiKey.DESCRIBE_GROUPS, "DescribeGroups", DescribeGroupsRequest, DescribeGroupsResponse, 0, 6, 5),
         Api(ApiKey.LIST_GROUPS, "ListGroups", ListGroupsRequest, ListGroupsResponse, 0, 5, 3),
         Api(ApiKey.SASL_HANDSHAKE, "SaslHandshake", SaslHandshakeRequest, SaslHandshakeResponse, 0, 1, NEVER),
+        Api(ApiKey.SASL_AUTHENTICATE, "SaslAuthenticate", SaslAuthenticateRequest, SaslAuthenticateResponse, 0, 2, 2),
         Api(ApiKey.API_VERSIONS, "ApiVersions", ApiVersionsRequest, ApiVersionsResponse, 0, 4, 3),
         Api(ApiKey.CREATE_TOPICS, "CreateTopics", CreateTopicsRequest, CreateTopicsResponse, 2, 7, 5),
         Api(ApiKey.DELETE_TOPICS, "DeleteTopics", DeleteTopicsRequest, DeleteTopicsResponse, 1, 6, 4),
@@ -152,13 +160,17 @@ def _rows() -> list[Api]:
             4,
             4,
         ),
+    ]
+
+
+def _administration() -> list[Api]:
+    return [
         Api(ApiKey.DESCRIBE_ACLS, "DescribeAcls", DescribeAclsRequest, DescribeAclsResponse, 1, 3, 2),
         Api(ApiKey.CREATE_ACLS, "CreateAcls", CreateAclsRequest, CreateAclsResponse, 1, 3, 2),
         Api(ApiKey.DELETE_ACLS, "DeleteAcls", DeleteAclsRequest, DeleteAclsResponse, 1, 3, 2),
         Api(ApiKey.DESCRIBE_CONFIGS, "DescribeConfigs", DescribeConfigsRequest, DescribeConfigsResponse, 1, 4, 4),
         Api(ApiKey.ALTER_CONFIGS, "AlterConfigs", AlterConfigsRequest, AlterConfigsResponse, 0, 2, 2),
         Api(ApiKey.DESCRIBE_LOG_DIRS, "DescribeLogDirs", DescribeLogDirsRequest, DescribeLogDirsResponse, 1, 5, 2),
-        Api(ApiKey.SASL_AUTHENTICATE, "SaslAuthenticate", SaslAuthenticateRequest, SaslAuthenticateResponse, 0, 2, 2),
         Api(ApiKey.CREATE_PARTITIONS, "CreatePartitions", CreatePartitionsRequest, CreatePartitionsResponse, 0, 3, 2),
         Api(ApiKey.DELETE_GROUPS, "DeleteGroups", DeleteGroupsRequest, DeleteGroupsResponse, 0, 2, 2),
         Api(
@@ -171,6 +183,24 @@ def _rows() -> list[Api]:
             1,
         ),
         Api(ApiKey.OFFSET_DELETE, "OffsetDelete", OffsetDeleteRequest, OffsetDeleteResponse, 0, 0, NEVER),
+        Api(
+            ApiKey.DESCRIBE_CLIENT_QUOTAS,
+            "DescribeClientQuotas",
+            DescribeClientQuotasRequest,
+            DescribeClientQuotasResponse,
+            0,
+            1,
+            1,
+        ),
+        Api(
+            ApiKey.ALTER_CLIENT_QUOTAS,
+            "AlterClientQuotas",
+            AlterClientQuotasRequest,
+            AlterClientQuotasResponse,
+            0,
+            1,
+            1,
+        ),
         Api(
             ApiKey.DESCRIBE_USER_SCRAM_CREDENTIALS,
             "DescribeUserScramCredentials",
@@ -193,5 +223,7 @@ def _rows() -> list[Api]:
     ]
 
 
-APIS: Final[Mapping[int, Api]] = MappingProxyType({int(api.key): api for api in _rows()})
+APIS: Final[Mapping[int, Api]] = MappingProxyType(
+    {int(api.key): api for api in sorted(_rows() + _administration(), key=lambda api: api.key)}
+)
 """By API key."""

@@ -70,6 +70,8 @@ def _rows() -> dict[ApiKey, Route | Anywhere]:
         key.DELETE_GROUPS: Route(splitting.delete_groups(), code.NOT_COORDINATOR),
         key.INCREMENTAL_ALTER_CONFIGS: ANYWHERE,
         key.OFFSET_DELETE: one_group,
+        key.DESCRIBE_CLIENT_QUOTAS: ANYWHERE,
+        key.ALTER_CLIENT_QUOTAS: ANYWHERE,
         key.DESCRIBE_USER_SCRAM_CREDENTIALS: ANYWHERE,
         key.ALTER_USER_SCRAM_CREDENTIALS: ANYWHERE,
         key.DESCRIBE_CLUSTER: ANYWHERE,

@@ -19,6 +19,7 @@ from kafscale.coordination.cluster import (
     encode_version,
     topic_name_error,
 )
+from kafscale.coordination.quotas import KEYS, QuotaEntity
 from kafscale.coordination.topic_configs import ConfigOp
 from kafscale.errors import Corrupt
 from kafscale.protocol.error_codes import ErrorCode
@@ -94,6 +95,12 @@ some_commands = st.one_of(
             max_size=3,
         ),
         replace_with=st.none() | configs,
+        validate_only=st.booleans(),
+    ),
+    st.builds(
+        c.AlterQuota,
+        entity=st.builds(QuotaEntity.of, user=st.none() | names),
+        changes=st.lists(st.tuples(st.sampled_from(sorted(KEYS)), st.none() | st.floats(1, 9)), max_size=3),
         validate_only=st.booleans(),
     ),
 )

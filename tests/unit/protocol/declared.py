@@ -73,6 +73,8 @@ def _primitive(kind: Kind) -> st.SearchStrategy[Any]:
         case "string":
             # Lengths on both sides of where a varint takes a second byte.
             return st.text(max_size=5) | st.integers(120, 300).map("x".__mul__)
+        case "float64":
+            return st.floats(allow_nan=False)
         case "bytes" | "records":
             return st.binary(max_size=5) | st.integers(120, 300).map(bytes)
     raise AssertionError(kind)

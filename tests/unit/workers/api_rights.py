@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kafscale.protocol.api import ApiKey
+from kafscale.protocol.messages.alter_client_quotas import AlterClientQuotasRequest, EntityData, EntryData, OpData
 from kafscale.protocol.messages.alter_configs import AlterConfigsRequest, AlterConfigsResource
 from kafscale.protocol.messages.alter_user_scram_credentials import (
     AlterUserScramCredentialsRequest,
@@ -21,6 +22,7 @@ from kafscale.protocol.messages.delete_groups import DeleteGroupsRequest
 from kafscale.protocol.messages.delete_records import DeleteRecordsPartition, DeleteRecordsRequest, DeleteRecordsTopic
 from kafscale.protocol.messages.delete_topics import DeleteTopicsRequest, DeleteTopicState
 from kafscale.protocol.messages.describe_acls import DescribeAclsRequest
+from kafscale.protocol.messages.describe_client_quotas import DescribeClientQuotasRequest
 from kafscale.protocol.messages.describe_configs import DescribeConfigsRequest, DescribeConfigsResource
 from kafscale.protocol.messages.describe_groups import DescribeGroupsRequest
 from kafscale.protocol.messages.describe_log_dirs import DescribeLogDirsRequest
@@ -209,6 +211,10 @@ _CREDENTIAL = ScramCredentialUpsertion(
     name="bob", mechanism=1, iterations=4096, salt=b"salt", salted_password=bytes(32)
 )
 
+_QUOTA = EntryData(
+    entity=[EntityData(entity_type="user", entity_name="bob")], ops=[OpData(key="producer_byte_rate", value=1e6)]
+)
+
 TOPIC, GROUP, CLUSTER, TRANSACTION = (frozenset({code}) for code in (29, 30, 31, 53))
 _USES_TOPIC = ("fetch topic t", "produce topic t", "admin cluster *")
 _ADMINISTERS = ("admin cluster *", "admin topic t")
@@ -292,6 +298,11 @@ CASES: tuple[Case, ...] = (
          ["alter cluster kafka-cluster"], ["admin cluster *"], CLUSTER),
     Case("delete ACLs", key.DELETE_ACLS, lambda version: DeleteAclsRequest(filters=[_FILTER]),
          ["alter cluster kafka-cluster"], ["admin cluster *"], CLUSTER),
+    Case("describe quotas", key.DESCRIBE_CLIENT_QUOTAS, lambda version: DescribeClientQuotasRequest(),
+         ["describe_configs cluster kafka-cluster", "alter_configs cluster kafka-cluster"], ["admin cluster *"],
+         CLUSTER),
+    Case("alter quotas", key.ALTER_CLIENT_QUOTAS, lambda version: AlterClientQuotasRequest(entries=[_QUOTA]),
+         ["alter_configs cluster kafka-cluster"], ["admin cluster *"], CLUSTER),
     Case("describe a topic's settings", key.DESCRIBE_CONFIGS, _describe_configs(2, "t"),
          ["describe_configs topic t", "alter_configs topic t"], ["fetch topic t"], TOPIC,
          tells=lambda answer: bool(answer.results[0].configs)),

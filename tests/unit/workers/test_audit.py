@@ -29,6 +29,7 @@ from workers.audited_changes import READERS, resources_of
 from workers.authentication import Login
 
 CHANGING = {handler.api for handler in handlers() if getattr(handler, "is_admin", False)}
+KINDS = {"topic", "partition", "group", "cluster", "broker", "user", "quota"}
 HOSTILE = "\x1b[2Jevil\r\n" + '"},"hash":"' + "x" * 65_000
 
 
@@ -234,7 +235,7 @@ def test_every_change_is_on_record(case: Case) -> None:
         (event,) = of_kind(worker.events, Kind.CHANGE)
         assert (event.action, event.principal) == (APIS[case.api].name, ADMIN)
         assert event.resources or case.api is ApiKey.DELETE_ACLS
-        assert all(one.kind in ("topic", "partition", "group", "cluster", "broker", "user") for one in event.resources)
+        assert {one.kind for one in event.resources} <= KINDS
         for secret in (
             one for part in getattr(case.request(version), "upsertions", ()) for one in msgspec.structs.astuple(part)
         ):
