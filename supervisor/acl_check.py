@@ -7,9 +7,11 @@ question makes no sense, or the broker could not be asked.
 
 from __future__ import annotations
 
+import getpass
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TextIO
 
 import orjson
 
@@ -38,6 +40,11 @@ class Question:
     host: str | None = None
     bootstrap: str | None = None
     client_id: str | None = None
+    ca_file: str | None = None
+    cert_file: str | None = None
+    key_file: str | None = None
+    user: str | None = None
+    mechanism: str | None = None
     as_json: bool = False
 
 
@@ -78,11 +85,40 @@ def run(settings: Settings, question: Question) -> int:
 
 
 def _bindings_of_broker(question: Question) -> Sequence[AclBinding] | None:
-    if question.bootstrap is None:
-        return None
-    from supervisor.acl_client import describe_acls
+    from supervisor.acl_client import MECHANISMS, PLAIN, Approach, describe_acls
 
-    return describe_acls(question.bootstrap, question.client_id)
+    ways = (question.client_id, question.ca_file, question.cert_file, question.user, question.mechanism)
+    if question.bootstrap is None:
+        if any(way is not None for way in ways):
+            raise UsageError("--bootstrap is missing: which broker is to be asked?")
+        return None
+    if (question.cert_file is None) != (question.key_file is None):
+        raise UsageError("--cert-file and --key-file belong together")
+    if question.cert_file is not None and question.ca_file is None:
+        raise UsageError("--ca-file is missing: a certificate is shown by TLS only")
+    if question.mechanism is not None and question.mechanism not in MECHANISMS:
+        raise UsageError(f"--mechanism {question.mechanism!r}: it is one of {', '.join(MECHANISMS)}")
+    if question.mechanism == PLAIN and question.ca_file is None:
+        raise UsageError("--mechanism PLAIN would send the password in clear: give --ca-file too, or a SCRAM mechanism")
+    approach = Approach(
+        bootstrap=question.bootstrap,
+        client_id=question.client_id,
+        ca_file=question.ca_file,
+        cert_file=question.cert_file,
+        key_file=question.key_file,
+        user=question.user,
+        password="" if question.user is None else _password(sys.stdin),
+        mechanism=question.mechanism,
+    )
+    return describe_acls(approach)
+
+
+def _password(source: TextIO) -> str:
+    """Typed and not shown, or the first line of standard input: arguments can be read by every user of the machine."""
+    try:
+        return getpass.getpass("Password: ") if source.isatty() else source.readline().rstrip("\r\n")
+    except UnicodeError:
+        raise UsageError("the password is not UTF-8") from None
 
 
 def _snapshot(settings: Settings, document: Loaded, bindings: Sequence[AclBinding] | None) -> Snapshot:

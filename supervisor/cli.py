@@ -50,6 +50,11 @@ _QUESTION_FLAGS = {
     "host": "the client's address",
     "bootstrap": "a broker to ask for the catalogue's ACLs",
     "client-id": "the client id to ask it with",
+    "ca-file": "CAs (PEM) that the asked broker's certificate must be signed by; turns TLS on",
+    "cert-file": "the certificate (PEM) to show it",
+    "key-file": "that certificate's key (PEM)",
+    "user": "SASL user to ask it as; the password is typed, or the first line of standard input",
+    "mechanism": "SCRAM-SHA-256 (the default), SCRAM-SHA-512, or PLAIN with TLS",
 }
 # Commands of two words, by the first.
 _PAIRS = {"audit": "audit verify", "acl": "acl check"}

@@ -49,6 +49,7 @@ from tests.e2e.acl_probe import Probe
 from tests.e2e.broker import Broker
 from tests.e2e.conftest import EXTERNAL, MakeBroker
 from tests.e2e.load import GroupReader, IdempotentLoad, check_records
+from tests.e2e.secure_broker import PASSWORD, USER, SecureBroker
 from tests.e2e.test_java import run_java
 
 PATIENCE_S = 60.0
@@ -413,12 +414,13 @@ def test_behind_one_address_the_owner_goes_by_who_the_client_is(make_broker: Mak
 # Asking beforehand
 
 
-def check(*words: str, **environ: str) -> tuple[int, str, str]:
+def check(*words: str, password: str = "", **environ: str) -> tuple[int, str, str]:
     """`kafscale acl check`: exit code, output, complaints."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("KAFSCALE_")}
     done = subprocess.run(
         [sys.executable, "-m", "kafscale", "acl", "check", *words],
         env=inherited | environ,
+        input=password,
         capture_output=True,
         text=True,
         timeout=PATIENCE_S,
@@ -441,3 +443,26 @@ def test_acl_check_says_what_the_running_broker_decides(guarded: Broker, admin: 
     for host, told in (("127.0.0.1", UNKNOWN), ("127.0.0.2", DENIED)):
         with Probe(guarded.port, "alice", host) as probe:
             assert probe.codes(topic) == [told]
+
+
+def test_acl_check_logs_in_where_the_broker_wants_it(make_broker: MakeBroker, tmp_path: Path) -> None:
+    """By SCRAM, by PLAIN within TLS, by a certificate; not with a wrong password, a broker of another CA, nothing."""
+    more = {name.removeprefix("KAFSCALE_"): text for name, text in ON.items()}
+    secure = SecureBroker(make_broker, tmp_path, 1, **more | {"SUPER_USERS": f"User:{USER}"})
+    asked = ["--principal=bob", "--action=Read", "--resource=topic", "--name=t"]
+    create(AdminClient(secure.confluent("sasl", "SCRAM-SHA-256")), binding("t", AclOperation.READ, "User:bob"))
+    authority, other = str(tmp_path / "ca.pem"), str(tmp_path / "other.pem")
+    secure.write("other.pem", secure.other_authority.pem)
+    certificate = [f"--cert-file={tmp_path / 'client.pem'}", f"--key-file={tmp_path / 'client.key'}"]
+    for listener, flags, password, complaint in (
+        ("sasl", [f"--user={USER}"], PASSWORD, ""),
+        ("sasl_tls", [f"--ca-file={authority}", f"--user={USER}", "--mechanism=PLAIN"], PASSWORD, ""),
+        ("mutual", [f"--ca-file={authority}", *certificate], "", ""),
+        ("sasl", [f"--user={USER}"], "wrong", "Authentication failed"),
+        ("sasl", [f"--user={USER}", "--mechanism=PLAIN"], PASSWORD, "in clear"),
+        ("sasl", [], "", "it closed the connection"),
+        ("sasl_tls", [f"--ca-file={other}", f"--user={USER}"], PASSWORD, "CERTIFICATE_VERIFY_FAILED"),
+    ):
+        flags = [f"--bootstrap={secure.bootstrap(listener)}", *flags]
+        code, out, errors = check(*asked, *flags, password=password + "\n", **ON)
+        assert (code, complaint in errors) == (2 if complaint else 0, True), (listener, flags, out, errors)
