@@ -59,19 +59,19 @@ class _Known:
     )
 
     def __init__(
-        self, context: Context, version: int, view: ProduceRequestView, partition: PartitionLog, constant: bytes
+        self, context: Context, request: Request, view: ProduceRequestView, partition: PartitionLog, constant: bytes
     ) -> None:
         self.cells = context.metrics.cells
-        self.version = version
+        self.version = request.header.api_version
         self.timeout_ms = view.timeout_ms
         self.topic = view.partitions[0][0]
         self.partition = partition
         self.constant = constant
         self.generation = context.ownership.generation
         # The request that was learnt from was allowed by these.
-        self.rules = context.authority.rules
+        self.rules = request.access.rules
         # From correlation id, base offset and log start offset.
-        self.encode_answer = encoder_of_one_result(version, self.topic, partition.index)
+        self.encode_answer = encoder_of_one_result(self.version, self.topic, partition.index)
 
 
 class RepeatedProduce:
@@ -128,7 +128,7 @@ class RepeatedProduce:
         frame_start = bytes(buffer[start - len(head) : constant_end])
         if constant_end + length_bytes + len(records) != end or len(frame_start) > CONSTANT_BYTES_MAX:
             return before
-        known = _Known(context, version, view, partition, frame_start[8:])
+        known = _Known(context, request, view, partition, frame_start[8:])
         if before is not None and before._add(frame_start, known):
             return before
         return cls(context, version, frame_start[:4], len(frame_start), known)
