@@ -17,12 +17,14 @@ import pytest
 from kafscale.clock import SystemClock
 from kafscale.config import Endpoint, Settings
 from kafscale.coordination.assignment import unsettled_logs
-from kafscale.coordination.commands import CreateTopic
+from kafscale.coordination.commands import CreateAcls, CreateTopic, DeleteAcls
 from kafscale.errors import Retry, StartError
+from kafscale.protocol.acls import AclBinding, AclFilter
 from kafscale.storage.bundle_files import FOLDER
 from kafscale.storage.directory import check_format
 from kafscale.storage.local import OBJECTS
 from supervisor.supervisor import Supervisor
+from tests.e2e.acl_probe import Probe
 from tests.unit.supervisor.hub import Hub, HubCoordination
 
 PATIENCE_SECONDS = 30.0
@@ -187,6 +189,40 @@ def test_without_coordination_workers_are_replaced_and_nothing_moves(tmp_path: P
         await second.controller.submit([CreateTopic(name="t")])
         await until(lambda: is_even(first, 0, 1, 100, 101) and "t" in first.state.topics)
         assert loads(first) == before
+
+    run(scenario, tmp_path)
+
+
+def test_acls_made_at_one_broker_are_in_force_at_the_other(tmp_path: Path) -> None:
+    """Given and taken away, for a connection that is open there; without coordination nothing changes, and the rules
+    that were in force stay."""
+
+    async def scenario(hub: Hub, make: Callable[..., Broker]) -> None:
+        settings = {"acl_enabled": True, "super_users": "User:admin"}
+        first = await make(0, **settings).served()
+        second = await make(1, **settings).served()
+        assert second.supervisor._control_plane is not None
+        nodes = {node.node_id: node for node in second.supervisor._control_plane.membership.nodes()}
+        given = CreateAcls(bindings=[AclBinding(2, 3, "t", "User:alice", "*", 8, 3)])
+        taken = DeleteAcls(filter=AclFilter(principal="User:alice"))
+        with Probe(nodes[100].port, "alice") as one, Probe(nodes[101].port, "alice") as other:
+
+            async def all_say(code: int) -> None:
+                async with asyncio.timeout(PATIENCE_SECONDS):
+                    for probe in (one, other):
+                        while await asyncio.to_thread(probe.codes, "t") != [code]:
+                            pass
+
+            for _ in range(3):
+                await all_say(29)
+                await first.controller.submit([given])
+                await all_say(3)
+                await first.controller.submit([taken])
+            await all_say(29)
+            hub.set_up(False)
+            with pytest.raises(Retry):
+                await first.controller.submit([given])
+            await all_say(29)
 
     run(scenario, tmp_path)
 
