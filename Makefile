@@ -13,6 +13,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no
 COMPILE := $(BIN)/python -m compileall -q kafscale workers supervisor
 SEEDS ?= 1000
 JOBS ?= 2
+FUZZ_SECONDS ?= 600
 # More arguments for the program that a target runs: make run ARGS="--workers 2", make test ARGS="-k groups".
 ARGS ?=
 
@@ -101,6 +102,10 @@ test-clients: $(VENV)/.development  ## Every client library by every listener an
 .PHONY: test-acls
 test-acls: $(VENV)/.development  ## A million random decisions, compiled rules against a naive reading
 	$(BIN)/python -m tests.unit.security.differential --decisions 1000000 $(ARGS)
+
+.PHONY: fuzz
+fuzz: $(VENV)/.development  ## Bent frames, SASL messages, headers, tokens and ACLs for FUZZ_SECONDS=600
+	$(BIN)/python -m tests.fuzz.run --seconds $(FUZZ_SECONDS) $(ARGS)
 
 .PHONY: sim
 sim: $(VENV)/.development  ## Simulate SEEDS=1000 clusters under faults

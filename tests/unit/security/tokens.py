@@ -7,6 +7,9 @@ import hmac
 import json
 from typing import Any
 
+from cryptography.hazmat.primitives.asymmetric.ec import ECDSA
+from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
+from cryptography.hazmat.primitives.hashes import SHA256
 from joserfc import jwt
 from joserfc.jwk import ECKey, OKPKey, RSAKey
 
@@ -45,12 +48,19 @@ def secret_token(secret: bytes, algorithm: str = "HS256", kid: str = "rsa", **ch
     """A token signed with a secret, be it something public. By hand: no library would do that."""
     signed = f"{_part({'alg': algorithm, 'kid': kid})}.{_part(claims_of(**changed))}"
     signature = hmac.digest(secret, signed.encode(), f"sha{algorithm[2:]}")
-    return f"{signed}.{_text(signature)}"
+    return f"{signed}.{text_of(signature)}"
 
 
 def _part(value: Any) -> str:
-    return _text(json.dumps(value).encode())
+    return text_of(json.dumps(value).encode())
 
 
-def _text(data: bytes) -> str:
+def text_of(data: bytes) -> str:
+    """In base64 as tokens have it."""
     return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+
+
+def signature_of(signed: bytes) -> bytes:
+    """ES256 by the key `ec`, whatever it is that is signed. By hand: no library would sign just anything."""
+    der = EC.private_key.sign(signed, ECDSA(SHA256()))
+    return b"".join(number.to_bytes(32, "big") for number in decode_dss_signature(der))
