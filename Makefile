@@ -127,9 +127,10 @@ demo: $(VENV)/.development  ## 336,776 flights through three clients, with the r
 bench: $(VENV)/.development  ## Measure; the result is docs/bench.md
 	$(BIN)/python -m loadtest.bench $(ARGS)
 
-.PHONY: bench-acls
-bench-acls: $(VENV)/.development  ## Measure what ACLs cost; the result is in docs/bench-security.md
+.PHONY: bench-security
+bench-security: $(VENV)/.development  ## Measure what ACLs, TLS and logins cost; the result is docs/bench-security.md
 	$(BIN)/python -m tests.bench.acls --write $(ARGS)
+	$(BIN)/python -m tests.bench.transport --write $(ARGS)
 
 .PHONY: docs
 docs: $(VENV)/.development  ## Write anew the pages that follow from the code

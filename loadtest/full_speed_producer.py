@@ -13,15 +13,21 @@ import select
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from confluent_kafka import KafkaError, Message, Producer
 
 
 def produce(
-    bootstrap: str, topic: str, seconds: float, record_bytes: int, until_stdin_closes: bool = False
+    bootstrap: str,
+    topic: str,
+    seconds: float,
+    record_bytes: int,
+    until_stdin_closes: bool = False,
+    settings: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Send for `seconds`, wait for all acknowledgements, and return what was sent.
+    """Send for `seconds`, wait for all acknowledgements, and return what was sent. `settings` are more of librdkafka's.
 
     Raises:
         RuntimeError: a record was refused.
@@ -38,6 +44,7 @@ def produce(
             # The callback only for failures: it would otherwise cost the client more than sending does.
             "delivery.report.only.error": True,
             "on_delivery": failed,
+            **(settings or {}),
         }
     )
     # Not compressible and not all the same, but made once: the client must not be the bottleneck.
@@ -60,12 +67,20 @@ def produce(
     elapsed = time.monotonic() - began
     if failures or unsent:
         raise RuntimeError(f"{len(failures)} records refused ({failures[:1]}), {unsent} without an answer")
-    return {"records": sent, "bytes": sent * record_bytes, "seconds": elapsed}
+    return {"records": sent, "bytes": sent * record_bytes, "seconds": elapsed, "cpu_seconds": time.process_time()}
 
 
-def run(bootstrap: str, topic: str, seconds: float, record_bytes: int = 1_000) -> dict[str, Any]:
+def run(
+    bootstrap: str,
+    topic: str,
+    seconds: float,
+    record_bytes: int = 1_000,
+    settings: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
     """`produce` in a process of its own, so that its CPU time is not mixed with the caller's."""
     command = _command(bootstrap, topic, seconds, record_bytes)
+    for name, value in (settings or {}).items():
+        command += ["--set", f"{name}={value}"]
     done = subprocess.run(command, stdout=subprocess.PIPE, check=True, timeout=seconds + 180)
     result: dict[str, Any] = json.loads(done.stdout)
     return result
@@ -108,9 +123,17 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10)
     parser.add_argument("--record-bytes", type=int, default=1_000)
     parser.add_argument("--until-stdin-closes", action="store_true")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="another setting of librdkafka"
+    )
     options = parser.parse_args()
     result = produce(
-        options.bootstrap, options.topic, options.seconds, options.record_bytes, options.until_stdin_closes
+        options.bootstrap,
+        options.topic,
+        options.seconds,
+        options.record_bytes,
+        options.until_stdin_closes,
+        dict(one.split("=", 1) for one in options.set),
     )
     print(json.dumps(result))
 

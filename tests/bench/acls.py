@@ -1,21 +1,20 @@
 """What ACLs cost: decisions, compiling, changes coming into force, memory, and throughput beside a broker without them.
 
-Run: python -m tests.bench.acls [--seconds 6] [--write]; `make bench-acls` writes its part of docs/bench-security.md.
-Client and broker share the machine: of rates, look at the ratio of CPU. The two brokers are measured in turns.
+Run: python -m tests.bench.acls [--seconds 6] [--write]; `make bench-security` writes its part of
+docs/bench-security.md. Client and broker share the machine: of rates, look at the ratio of CPU. The two brokers are
+measured in turns.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import datetime
 import gc
 import json
 import random
 import socket
 import statistics
 import struct
-import subprocess
 import tempfile
 import time
 import timeit
@@ -37,19 +36,14 @@ from kafscale.security.snapshot import Snapshot
 from kafscale.security.snapshot_compiler import compile_snapshot
 from loadtest import full_speed_producer, small_requests
 from loadtest.broker_process import BrokerProcess, wait_for
-from loadtest.measure import GB, machine_shape
+from loadtest.measure import GB
 from loadtest.target import Target, from_broker_json
+from tests.bench.security_page import Rows, SecurityPage
 
-ROOT = Path(__file__).parents[2]
-PAGE = ROOT / "docs" / "bench-security.md"
-BEGIN, END = "<!-- ACLs: written by make bench-acls -->", "<!-- End of ACLs. -->"
 HOST = "10.0.0.1"
 SIZES = (1_000, 100_000, 1_000_000)
 RULES = 100_000
 ROUNDS = 4
-
-Rows = list[dict[str, Any]]
-
 
 # Rules
 
@@ -438,48 +432,16 @@ def sections(seconds: float) -> Iterator[tuple[str, str, Rows]]:
     )
 
 
-def table(rows: Rows) -> str:
-    lines = ["| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0])]
-    lines += ["| " + " | ".join(_text(value) for value in row.values()) + " |" for row in rows]
-    return "\n".join(lines)
-
-
-def _text(value: object) -> str:
-    if isinstance(value, float):
-        return f"{value:.3g}" if value < 100 else f"{value:,.0f}"
-    return f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def write(text: str) -> None:
-    """Put the text into its place on the page, which others share."""
-    page = PAGE.read_text() if PAGE.exists() else "# Benchmarks of security\n"
-    part = f"{BEGIN}\n\n{text}\n{END}"
-    if BEGIN in page:
-        before, _, rest = page.partition(BEGIN)
-        page = before + part + rest.partition(END)[2]
-    else:
-        page = page.rstrip() + "\n\n" + part + "\n"
-    PAGE.write_text(page)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=6, help="how long to measure each case of throughput")
     parser.add_argument("--write", action="store_true", help="write the result to docs/bench-security.md")
     options = parser.parse_args()
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short=12", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout.strip()
-    date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
-    parts = [
-        f"## ACLs\n\nBy `make bench-acls` (`python -m tests.bench.acls --write`), {date}, commit {commit}, on\n"
-        f"{machine_shape()}.\n"
-    ]
+    page = SecurityPage("ACLs", "bench-security")
     for title, aim, rows in sections(options.seconds):
-        parts.append(f"### {title}\n\n{aim}\n\n{table(rows)}\n")
-        print(parts[-1], flush=True)
+        page.add(title, aim, rows)
     if options.write:
-        write("\n".join(parts))
+        page.write()
 
 
 if __name__ == "__main__":
