@@ -205,6 +205,16 @@ BATCHES_PRODUCED = _declare.counter("kafscale_produced_batches_total", "Record b
 BYTES_PRODUCED = _declare.counter("kafscale_produced_bytes_total", "Bytes of those batches.", per_worker=True)
 DUPLICATES = _declare.counter("kafscale_duplicate_batches_total", "Batches of idempotent producers sent again.")
 BYTES_FETCHED = _declare.counter("kafscale_fetched_bytes_total", "Bytes of batches sent to consumers.", per_worker=True)
+ZONE_BYTES = _declare.counter(
+    "kafscale_zone_fetched_bytes_total",
+    "Of these, bytes of partitions that others lead, read from the store for consumers of this broker's zone.",
+    per_worker=True,
+)
+ZONE_REFERRALS = _declare.counter(
+    "kafscale_zone_referrals_total",
+    "Partitions in fetches that were sent to a worker in the consumer's zone, and from there to the leader.",
+    {"to": ("zone", "leader")},
+)
 PRODUCE_LATENCY = _declare.latency("kafscale_produce_seconds", "From a produce request's arrival to its answer.")
 FETCH_LATENCY = _declare.latency(
     "kafscale_fetch_seconds", "From a fetch request's arrival to its answer, waits included."

@@ -17,6 +17,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import msgspec
+
 from kafscale.clock import Clock
 from kafscale.config import Settings
 from kafscale.control import AuditBatch, ClusterVersion, Configure, NodeAddress, Nodes, PeerReleased, Released, ToWorker
@@ -264,7 +266,7 @@ class ControlPlane:
         now = self._clock.monotonic()
         nodes = self._surroundings.node_addresses([post.node_id for post in self.posts])
         return [
-            node
+            msgspec.structs.replace(node, rack=self._settings.rack)
             for post, node in zip(self.posts, nodes, strict=True)
             if post.down_since is None or now - post.down_since < SHOWN_WHILE_DOWN_SECONDS
         ]
@@ -277,6 +279,7 @@ class ControlPlane:
             incarnations=tuple(post.incarnation for post in self.posts if post.serving),
             peer=self._surroundings.peer,
             leaving=self.membership.leaving,
+            rack=self._settings.rack,
         )
 
     # What the parts report.

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from workers.listener import Listener
     from workers.refused_batches import RefusedBatches
     from workers.repeated_produce import RepeatedProduce
+    from workers.zones import SentAway
 
 
 class Gate(Protocol):
@@ -31,7 +32,8 @@ class Caller:
     `refused_batches`: what of its producers' has to come again first; None while nothing was refused. `access`: what
     the principal may do; None until it asks for something. `records_at`: where in a large Produce its records are
     likely to begin, as they did in the last one; memory for the next is chosen by that. `gate`: what every request must
-    pass first, if anything. `is_named_by_client`: the principal is what each request's client id says."""
+    pass first, if anything. `is_named_by_client`: the principal is what each request's client id says. `sent_away`: what
+    it was told to read in its own zone; None while that was nothing."""
 
     __slots__ = (
         "access",
@@ -45,6 +47,7 @@ class Caller:
         "records_at",
         "refused_batches",
         "repeated_produce",
+        "sent_away",
     )
 
     def __init__(self, listener: Listener, client_host: str, principal: str, *, forwards: bool) -> None:
@@ -56,6 +59,7 @@ class Caller:
         self.refused_batches: RefusedBatches | None = None
         self.access: Access | None = None
         self.records_at = 0
+        self.sent_away: SentAway | None = None
         self.gate: Gate | None = None
         self.is_named_by_client = False
         # The client id that the principal was made of.

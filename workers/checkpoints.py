@@ -23,6 +23,7 @@ from kafscale.storage.flusher import Flusher
 from kafscale.storage.keys import Keys, sequence_of
 from kafscale.storage.log_objects import Checkpoint, ManifestPlace, encode_small
 from kafscale.storage.manifest import encode_manifest
+from kafscale.storage.partition import PartitionLog
 from kafscale.storage.planted import NO_BUGS, PlantedBugs
 from kafscale.storage.store import Buffer, ObjectStore, Purpose
 from kafscale.storage.worker_log import WorkerLog
@@ -123,6 +124,8 @@ class Checkpointer:
                 self._held_back += given_up
                 raise
             self._log.checkpoint_sequence = sequence
+            for entry in entries:
+                entry.published()
             self._covered = covered
             self._written_at = self._clock.monotonic()
             self._note_stateless(sequence)
@@ -145,7 +148,7 @@ class Checkpointer:
     async def _write_manifests(self, changed: list[OwnedSlot]) -> list[str]:
         """Write what changed as one object; returns the manifest objects that no slot needs any more."""
         pieces: list[Buffer] = []
-        placed: list[tuple[OwnedSlot, int, int]] = []
+        placed: list[tuple[OwnedSlot, int, int, list[tuple[PartitionLog, int]]]] = []
         position = 0
         before = [entry.place.key for entry in changed if entry.place is not None]
         for entry in changed:
@@ -160,7 +163,8 @@ class Checkpointer:
                 self._ownership.group_snapshots(entry),
                 self._bugs,
             )
-            placed.append((entry, position, len(piece)))
+            described = [(partition, partition.high_watermark) for partition in entry.partitions.values()]
+            placed.append((entry, position, len(piece), described))
             pieces.append(piece)
             position += len(piece)
         if pieces:
@@ -168,11 +172,12 @@ class Checkpointer:
                 key = await self._put(pieces)
             except BaseException:
                 # Broken off, as when a drain begins: the next checkpoint must not take the old manifests for current.
-                for entry, _, _ in placed:
+                for entry, *_ in placed:
                     entry.is_dirty = True
                 raise
-            for entry, start, length in placed:
+            for entry, start, length, described in placed:
                 entry.place = ManifestPlace(entry.epoch, key, start, length)
+                entry.described = described
             self._manifest_objects[key] = len(placed)
         return self._replaced(before)
 

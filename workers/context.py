@@ -18,6 +18,7 @@ from kafscale.control import NodeAddress
 from kafscale.coordination.cluster import Assignment, ClusterState, Topic, slot_of
 from kafscale.protocol.headers import RequestHeader
 from kafscale.security.access import Access
+from workers.zones import Zones
 
 if TYPE_CHECKING:
     from kafscale.metrics import MetricsBlock
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from workers.listener import Listener
     from workers.ownership import Ownership
     from workers.producer_ids import ProducerIds
+    from workers.read_replicas import ReadReplicas
 
 
 class Request(msgspec.Struct, frozen=True, gc=False):
@@ -55,6 +57,8 @@ class ClusterView:
     state: ClusterState
     nodes: Mapping[int, NodeAddress] = field(default_factory=dict)
     _names: dict[bytes, str] = field(default_factory=dict)
+    _zones: Zones | None = None
+    _zones_of: Mapping[int, NodeAddress] | None = None
 
     @classmethod
     def of(cls, node_id: int, state: ClusterState) -> Self:
@@ -73,6 +77,13 @@ class ClusterView:
         name = self._names.get(topic_id)
         return None if name is None else self.state.topics.get(name)
 
+    def zones(self) -> Zones:
+        """The nodes by zone."""
+        if self._zones is None or self._zones_of is not self.nodes:
+            self._zones = Zones(self.nodes.values())
+            self._zones_of = self.nodes
+        return self._zones
+
     def leader(self, topic: Topic, partition: int) -> Assignment | None:
         """Who leads the partition, with its leader epoch; None before the slot's first assignment."""
         return self.state.owner(slot_of(topic.topic_id, partition, self.state.slot_count))
@@ -88,6 +99,7 @@ class Context:
     log: WorkerLog
     flusher: Flusher
     cold_reader: ColdReader
+    read_replicas: ReadReplicas
     lease: Lease
     ownership: Ownership
     groups: Groups

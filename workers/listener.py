@@ -46,6 +46,13 @@ class Listener:
         node = cluster.nodes.get(node_id)
         return None if node is None else self._one or node.at(self.name)
 
+    def readers(self, cluster: ClusterView, slot: int, leader: int) -> tuple[int, ...]:
+        """Who reads the slot's older data beside its leader, for clients of other zones."""
+        if self._one is not None:
+            return ()
+        readers = cluster.zones().readers(slot, leader)
+        return tuple(node for node in readers if self.address(cluster, node) is not None)
+
     def controller(self, cluster: ClusterView) -> int:
         """The node to send admin requests to: the one that answers, or any that is alive; -1 if none is."""
         if self._one is not None:

@@ -105,10 +105,11 @@ class References:
 
 
 class OwnedSlot:
-    """A slot this worker owns. `place` is where its newest manifest lies; `is_dirty`: it has changed since; `is_open`:
-    it was not given to another."""
+    """A slot this worker owns. `place` is where its newest manifest lies, `described` up to where that describes each
+    partition, until a counting checkpoint names it; `is_dirty`: it has changed since; `is_open`: it was not given to
+    another."""
 
-    __slots__ = ("epoch", "is_dirty", "is_open", "partitions", "place", "slot")
+    __slots__ = ("described", "epoch", "is_dirty", "is_open", "partitions", "place", "slot")
 
     def __init__(self, slot: int, epoch: int, place: ManifestPlace | None) -> None:
         self.slot = slot
@@ -117,6 +118,13 @@ class OwnedSlot:
         self.is_dirty = False
         self.is_open = True
         self.partitions: dict[PartitionId, PartitionLog] = {}
+        self.described: list[tuple[PartitionLog, int]] = []
+
+    def published(self) -> None:
+        """A counting checkpoint names `place`."""
+        for partition, offset in self.described:
+            partition.published_offset = offset
+        self.described = []
 
 
 class ReleasedSlot(msgspec.Struct, frozen=True):

@@ -66,6 +66,7 @@ from kafscale.storage.keys import Keys
 from kafscale.storage.log_objects import Kind, Seal, encode_small
 from kafscale.storage.metered import MeteredStore
 from kafscale.storage.planted import NO_BUGS, PlantedBugs
+from kafscale.storage.published import PublishedSlots
 from kafscale.storage.reads import ColdReader
 from kafscale.storage.store import ObjectStore, Purpose
 from kafscale.storage.tail_cache import TailCache
@@ -90,6 +91,7 @@ from workers.listener import Listener
 from workers.ownership import Ownership
 from workers.peers.peers import Dial, Peers, no_way
 from workers.producer_ids import ProducerIds
+from workers.read_replicas import ReadReplicas
 from workers.slabs import SlabPool
 from workers.upkeep import Upkeep
 
@@ -175,6 +177,8 @@ class Worker:
         self.audit = None if settings.audit_log == "off" else Recorder(settings, clock, metrics, self.node_id, send)
         self.authenticator = self._make_authenticator()
         self.authenticator.follow(self.cluster.state)
+        published = PublishedSlots(metered, keys, clock, random_source)
+        self._read_replicas = ReadReplicas(published, clock, self.cluster, settings)
         context = self._make_context(reader, ProducerIds(metered, keys, clock, random_source, self.log_id), bugs)
         slabs = SlabPool(SLAB_BYTES, settings.cache_bytes + settings.produce_buffer_bytes, tail.evict)
         self._securing = asyncio.Lock()
@@ -233,6 +237,7 @@ class Worker:
             log=self.log,
             flusher=self.flusher,
             cold_reader=reader,
+            read_replicas=self._read_replicas,
             lease=self.lease,
             ownership=self.ownership,
             groups=self.groups,
@@ -407,6 +412,7 @@ class Worker:
         self._handovers.stop()
         self._upkeep.stop()
         self.groups.stop()
+        self._read_replicas.stop()
         self.log.stop()
         self.authenticator.stop()
         for entrance in self._entrances.values():

@@ -106,6 +106,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     broker_id: Annotated[
         int, Setting("This broker's number; its workers are nodes id * 100 + 0, 1, ….", 0, BROKER_ID_MAX)
     ] = 0
+    rack: Annotated[
+        str | None,
+        Setting(
+            "The zone that this broker runs in (Kafka: broker.rack). Consumers that state theirs (client.rack) read "
+            "older data in it.",
+            auto="none",
+            pattern=r"[!-~]([ -~]{0,126}[!-~])?",
+            metavar="NAME",
+        ),
+    ] = None
     workers: Annotated[
         int, Setting("Worker processes.", 1, WORKERS_MAX, auto="as many as CPUs by affinity and cgroup quota")
     ] = 1

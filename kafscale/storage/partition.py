@@ -97,6 +97,7 @@ class PartitionLog:
         "log_start_offset",
         "next_offset",
         "producers",
+        "published_offset",
         "size_bytes",
         "slot",
         "topic",
@@ -119,6 +120,8 @@ class PartitionLog:
         self.log_start_offset = 0
         self.high_watermark = 0
         self.next_offset = 0
+        # Everything below is described by a manifest that a counting checkpoint names, for all to read.
+        self.published_offset = 0
         self.size_bytes = 0
         self.extents: list[Extent] = []
         self.epochs: list[EpochStart] = []

@@ -31,6 +31,7 @@ class Purpose(StrEnum):
     COMPACTION = "compaction"
     COLD_READ = "cold_read"
     RECOVERY = "recovery"
+    MANIFEST = "manifest"
     CLUSTER = "cluster"
     SWEEP = "sweep"
 

@@ -89,11 +89,19 @@ class _Swept(Exception):
 class LogReader:
     """Reads objects of logs by key, asking again while the store gives no answer."""
 
-    def __init__(self, store: ObjectStore, keys: Keys, clock: Clock, random_source: random.Random) -> None:
+    def __init__(
+        self,
+        store: ObjectStore,
+        keys: Keys,
+        clock: Clock,
+        random_source: random.Random,
+        purpose: Purpose = Purpose.RECOVERY,
+    ) -> None:
         self._store = store
         self._keys = keys
         self._clock = clock
         self._random = random_source
+        self._purpose = purpose
 
     async def read(self, log_id: str, sequence: int) -> LogObject | None:
         """The object of that number, or None while the number is free. Raises Corrupt."""
@@ -108,19 +116,19 @@ class LogReader:
         raise AssertionError("backoff never ends")
 
     async def _read(self, key: str, log_id: str, sequence: int) -> LogObject:
-        tail, size = await self._store.get_tail(key, TAIL_BYTES, Purpose.RECOVERY)
+        tail, size = await self._store.get_tail(key, TAIL_BYTES, self._purpose)
         position, length, crc = table_place(tail, key)
         tail_position = size - len(tail)
         if position + length + FOOTER_BYTES != size:
             raise Corrupt(f"{key}: the footer's table place {position}+{length} does not fit {size} bytes")
-        head = tail if tail_position == 0 else await self._store.get_range(key, 0, HEADER_BYTES, Purpose.RECOVERY)
+        head = tail if tail_position == 0 else await self._store.get_range(key, 0, HEADER_BYTES, self._purpose)
         header = decode_header(head, key)
         if header.log_id != log_id or header.sequence != sequence:
             raise Corrupt(f"{key}: holds number {header.sequence} of log {header.log_id}")
         if position >= tail_position:
             table = tail[position - tail_position : position - tail_position + length]
         else:
-            table = await self._store.get_range(key, position, length, Purpose.RECOVERY)
+            table = await self._store.get_range(key, position, length, self._purpose)
         check_table(table, crc, key)
         match header.kind:
             case Kind.DATA:
@@ -130,11 +138,26 @@ class LogReader:
             case Kind.SEAL:
                 return LogObject(key, header, seal=decode_seal(table, key))
 
-    async def sequences(self, log_id: str) -> list[int]:
-        """The numbers that a listing shows as taken, in order."""
+    async def header(self, log_id: str, sequence: int) -> Header | None:
+        """Only the header of the object of that number, or None while the number is free. Raises Corrupt."""
+        key = self._keys.log(log_id, sequence)
         for wait in backoff_seconds(self._random):
             try:
-                found = await self._store.list(self._keys.log_objects(log_id), Purpose.RECOVERY)
+                head = await self._store.get_range(key, 0, HEADER_BYTES, self._purpose)
+            except ObjectMissing:
+                return None
+            except (StoreUnavailable, StoreUnclear):
+                await self._clock.sleep(wait)
+            else:
+                return decode_header(head, key)
+        raise AssertionError("backoff never ends")
+
+    async def sequences(self, log_id: str, after: int = -1) -> list[int]:
+        """The numbers above `after` that a listing shows as taken, in order."""
+        start_after = self._keys.log(log_id, after) if after >= 0 else ""
+        for wait in backoff_seconds(self._random):
+            try:
+                found = await self._store.list(self._keys.log_objects(log_id), self._purpose, start_after)
                 return [sequence_of(info.key) for info in found]
             except (StoreUnavailable, StoreUnclear):
                 await self._clock.sleep(wait)

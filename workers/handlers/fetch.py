@@ -1,10 +1,14 @@
 """Fetch (key 1), v4-18: durable records from an offset on, of many partitions, once there are enough of them. Left out:
 fetch sessions (every answer says session 0, so clients send all partitions each time), followers (there are none),
-aborted transactions, preferred read replicas.
+aborted transactions.
 
 The hot path of reads. What lies in memory is answered within the call: views of the bytes as they were received, no
 copy. A request that finds fewer than min_bytes waits, without a task, until the high watermarks rise or its time is
 over. Only what must be read back from the store gets a task.
+
+A client that states its zone (v11, KIP-392) is sent to a worker there for what is no longer in memory here, and that
+one sends it back at the end of what the bucket describes: both by naming the other as the preferred read replica, since
+that is what no client takes for an error, or for a reason to begin anew.
 """
 
 from __future__ import annotations
@@ -16,7 +20,16 @@ from itertools import islice
 
 from kafscale.clock import Timer
 from kafscale.errors import Corrupt, Fenced, KafscaleError, ObjectMissing, StoreError
-from kafscale.metrics import BYTES_FETCHED, CACHE_HIT_BYTES, CACHE_HITS, CACHE_MISSES, FETCH_LATENCY, error_cell
+from kafscale.metrics import (
+    BYTES_FETCHED,
+    CACHE_HIT_BYTES,
+    CACHE_HITS,
+    CACHE_MISSES,
+    FETCH_LATENCY,
+    ZONE_BYTES,
+    ZONE_REFERRALS,
+    error_cell,
+)
 from kafscale.protocol.acls import CLUSTER_NAME
 from kafscale.protocol.api import ApiKey
 from kafscale.protocol.batches import iterate
@@ -29,7 +42,8 @@ from kafscale.storage.store import Buffer
 from workers.connection import Pending
 from workers.context import Context, Request
 from workers.errors import code_of
-from workers.partitions import leader_addresses, why_not_served
+from workers.partitions import leader_addresses, served_partition, why_not_served
+from workers.zones import SentAway, reader_for
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +113,7 @@ class WaitingFetch:
                 # Its bytes must be read back, or its offset be checked with the store.
                 cold.append(position)
                 result = _empty(wanted, 0, None)
-            elif result[2] or result[7] is not None:
+            elif result[2] or result[7] is not None or result[8] >= 0:
                 is_urgent = True
             total += result[10]
             results.append(result)
@@ -126,6 +140,8 @@ class WaitingFetch:
         if self._is_guarded and not self._may_read(topic, partition):
             return _empty(wanted, ErrorCode.TOPIC_AUTHORIZATION_FAILED, None)
         if partition is None:
+            if self._is_of_this_zone():
+                return None
             code, leader = why_not_served(context, self._request.listener, topic, index)
             return _empty(wanted, code, leader)
         high_watermark = partition.high_watermark
@@ -150,10 +166,35 @@ class WaitingFetch:
             return _found(wanted, partition, (), 0)
         pieces, length = _from_memory(partition, offset, limit, total == 0)
         if length == 0 and partition.extents[partition.find(offset)].views is None:
-            return None
+            return self._sent_to_its_zone(wanted, partition) if self._view.rack_id else None
         context.metrics.cells[CACHE_HITS] += 1
         context.metrics.cells[CACHE_HIT_BYTES] += length
         return _found(wanted, partition, pieces, length)
+
+    def _is_of_this_zone(self) -> bool:
+        """Whether the client is served older data of partitions that others lead."""
+        zone = self._view.rack_id
+        return (
+            bool(zone)
+            and zone == self._context.settings.rack
+            and not self._request.listener.is_shared
+            and self._view.replica_id < 0
+        )
+
+    def _sent_to_its_zone(self, wanted: FetchPartition, partition: PartitionLog) -> FetchResult | None:
+        """The answer for a record that is not in memory, if a worker in the client's zone can read it."""
+        context, pending = self._context, self._pending
+        offset = wanted[3]
+        reader = reader_for(context, self._request.listener, self._view.rack_id, partition, offset)
+        if reader is None or pending is None:
+            return None
+        caller = pending.caller
+        if caller.sent_away is None:
+            caller.sent_away = SentAway()
+        if not caller.sent_away.may_go(partition.identity, offset, context.clock.monotonic()):
+            return None
+        context.metrics.cells[ZONE_REFERRALS.at("zone")] += 1
+        return _referred(wanted, partition, reader)
 
     def _may_read(self, topic: str | bytes, partition: PartitionLog | None) -> bool:
         """Whether the client may read the topic now: what it waited for may have been forbidden meanwhile."""
@@ -295,6 +336,8 @@ class WaitingFetch:
         context = self._context
         for _ in range(COLD_READ_TRIES):
             partition = context.ownership.partition(topic, index)
+            if partition is None and self._is_of_this_zone():
+                return await self._read_for_zone(wanted, total)
             if partition is None:
                 code, leader = why_not_served(context, self._request.listener, topic, index)
                 return _empty(wanted, code, leader)
@@ -315,6 +358,37 @@ class WaitingFetch:
                 continue
             return _found(wanted, partition, pieces, length)
         raise ObjectMissing(f"an object of {wanted[0]!r}-{index} at offset {offset} is missing from the store")
+
+    async def _read_for_zone(self, wanted: FetchPartition, total: int) -> FetchResult:
+        """Of a partition that another leads: what the bucket describes. All else is for the leader to tell."""
+        topic, index, leader_epoch, offset, _, _, partition_max_bytes = wanted
+        context, listener = self._context, self._request.listener
+        cluster = context.cluster
+        for number in range(COLD_READ_TRIES):
+            found = cluster.topic(topic) if isinstance(topic, str) else cluster.topic_by_id(topic)
+            leader = None if found is None or not 0 <= index < found.partitions else cluster.leader(found, index)
+            why = served_partition(context, topic, index, leader_epoch)
+            if why is not ErrorCode.NOT_LEADER_OR_FOLLOWER or found is None or leader is None:
+                code = why if isinstance(why, ErrorCode) else ErrorCode.NOT_LEADER_OR_FOLLOWER
+                return _empty(wanted, code, None if leader is None else (leader.node_id, leader.epoch))
+            if leader.node_id == cluster.node_id:
+                return _empty(wanted, why, None)
+            replica = await context.read_replicas.partition(found, index, offset, anew=number > 0)
+            if replica is None or not replica.log_start_offset <= offset < replica.high_watermark:
+                if listener.address(cluster, leader.node_id) is None:
+                    return _empty(wanted, why, None)
+                context.metrics.cells[ZONE_REFERRALS.at("leader")] += 1
+                return _referred(wanted, replica, leader.node_id)
+            limit = min(partition_max_bytes, self._max_bytes - total)
+            if limit <= 0 and total:
+                return _found(wanted, replica, (), 0)
+            try:
+                pieces, length = await self._read_extents(replica, offset, limit, total == 0)
+            except ObjectMissing:
+                continue
+            context.metrics.cells[ZONE_BYTES] += length
+            return _found(wanted, replica, pieces, length)
+        raise ObjectMissing(f"an object of {topic!r}-{index} at offset {offset} is missing from the store")
 
     async def _read_extents(
         self, partition: PartitionLog, offset: int, limit: int, at_least_one: bool
@@ -433,6 +507,14 @@ def _found(wanted: FetchPartition, partition: PartitionLog, pieces: Sequence[Buf
         pieces,
         length,
     )
+
+
+def _referred(wanted: FetchPartition, partition: PartitionLog | None, node_id: int) -> FetchResult:
+    """Nothing, and where to ask for it."""
+    if partition is None:
+        return wanted[0], wanted[1], 0, -1, -1, -1, None, None, node_id, (), 0
+    high_watermark, start = partition.high_watermark, partition.log_start_offset
+    return wanted[0], wanted[1], 0, high_watermark, high_watermark, start, None, None, node_id, (), 0
 
 
 def _diverging(wanted: FetchPartition, partition: PartitionLog, divergence: tuple[int, int]) -> FetchResult:

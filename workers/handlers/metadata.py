@@ -1,8 +1,9 @@
 """Metadata (key 3), v0-13: nodes, topics by name or id or all of them, and who leads each partition. Creates topics.
 
 A topic asked for by name that does not exist is created, where the client (v4+) and `auto_create_topics` allow it; the
-answer waits for that, for a while, and says LEADER_NOT_AVAILABLE if it takes longer. A partition has one replica, its
-leader: what is durable is durable in the object store. The controller named is the node that answers, since every node
+answer waits for that, for a while, and says LEADER_NOT_AVAILABLE if it takes longer. A partition's replicas are its
+leader and, where brokers state their zones, a node for each other zone, which reads older data for the clients there:
+what is durable is durable in the object store. The controller named is the node that answers, since every node
 takes admin requests. Answers are kept and given again, as bytes, until the cluster or the rules change. Who may not
 describe a topic is told the same whether it exists or not, and is not told of it among all. Left out: nothing.
 """
@@ -213,11 +214,12 @@ class _Leaders:
         owner = self._cluster.state.owner(slot)
         if owner is None:
             found = _Leader(ErrorCode.LEADER_NOT_AVAILABLE, -1, -1, (), (), ())
-        elif self._listener.address(self._cluster, owner.node_id) is None:
-            node = (self._listener.told(owner.node_id),)
-            found = _Leader(ErrorCode.LEADER_NOT_AVAILABLE, -1, owner.epoch, node, (), node)
         else:
             node = (self._listener.told(owner.node_id),)
-            found = _Leader(ErrorCode.NONE, node[0], owner.epoch, node, node, ())
+            readers = self._listener.readers(self._cluster, slot, owner.node_id)
+            if self._listener.address(self._cluster, owner.node_id) is None:
+                found = _Leader(ErrorCode.LEADER_NOT_AVAILABLE, -1, owner.epoch, node + readers, readers, node)
+            else:
+                found = _Leader(ErrorCode.NONE, node[0], owner.epoch, node + readers, node + readers, ())
         self._by_slot[slot] = found
         return found
