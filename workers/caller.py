@@ -32,8 +32,8 @@ class Caller:
     `refused_batches`: what of its producers' has to come again first; None while nothing was refused. `access`: what
     the principal may do; None until it asks for something. `records_at`: where in a large Produce its records are
     likely to begin, as they did in the last one; memory for the next is chosen by that. `gate`: what every request must
-    pass first, if anything. `is_named_by_client`: the principal is what each request's client id says. `sent_away`: what
-    it was told to read in its own zone; None while that was nothing."""
+    pass first, if anything. `is_named_by_client`: the principal is what each request's client id says. `sent_away`:
+    what it was told to read in its own zone; None while that was nothing."""
 
     __slots__ = (
         "access",
