@@ -28,6 +28,7 @@ from kafscale.protocol.messages.delete_records import (
 )
 from kafscale.protocol.messages.describe_cluster import DescribeClusterRequest
 from kafscale.protocol.messages.metadata import MetadataRequest
+from kafscale.storage.read_cache import ReadCache
 from kafscale.storage.takeover import seal_log
 from tests.unit.storage.rig import log_id
 from tests.unit.workers.guarded_worker import snapshot_of
@@ -365,7 +366,7 @@ def test_objects_that_are_gone_are_looked_for_anew() -> None:
         cluster.forget()
         (known,) = cluster.reader.worker._read_replicas._slots.values()
         known.looked_at = cluster.reader.clock.monotonic()
-        cluster.reader.reader._cache.clear()
+        cluster.reader.reader._cache = ReadCache(lambda: 1 << 20)
         consumer = Consumer(cluster, partition_max_bytes=5000)
         await consumer.drain(40)
         assert consumer.bytes_from[LEADER] == 0
