@@ -18,7 +18,7 @@ import math
 import mmap
 import os
 import struct
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping
 from typing import Literal, Self
 
@@ -108,6 +108,18 @@ class Metric(int):
         """Count a histogram's value, in the cells' unit (µs)."""
         cells[self.first + bisect_left(self.bounds, value)] += 1
         cells[self.sum_at] += value
+
+    def observe_all(self, cells: memoryview[int], values: list[int]) -> None:
+        """`observe` each of them. Sorts them."""
+        values.sort()
+        cells[self.sum_at] += sum(values)
+        bounds, count = self.bounds, len(values)
+        at = 0
+        while at < count:
+            bucket = bisect_left(bounds, values[at])
+            end = bisect_right(values, bounds[bucket], at) if bucket < len(bounds) else count
+            cells[self.first + bucket] += end - at
+            at = end
 
 
 class _Declaring:

@@ -47,10 +47,13 @@ class _Known:
     """What requests that begin with the same bytes mean."""
 
     __slots__ = (
+        "after_max_ms",
+        "before_max_ms",
         "cells",
         "constant",
         "encode_answer",
         "generation",
+        "max_bytes",
         "partition",
         "rules",
         "timeout_ms",
@@ -70,6 +73,11 @@ class _Known:
         self.generation = context.ownership.generation
         # The request that was learnt from was allowed by these.
         self.rules = request.access.rules
+        # The generation changes with these.
+        config = partition.config
+        self.max_bytes = config.max_message_bytes
+        self.before_max_ms = config.timestamp_before_max_ms
+        self.after_max_ms = config.timestamp_after_max_ms
         # From correlation id, base offset and log start offset.
         self.encode_answer = encoder_of_one_result(self.version, self.topic, partition.index)
 
@@ -81,7 +89,7 @@ class RepeatedProduce:
     length, the records, and `_TAIL` from v9 on. The constants are all of one length.
     """
 
-    __slots__ = ("_by_constant", "_constant_end", "_context", "_head", "_is_flexible", "_last")
+    __slots__ = ("_by_constant", "_constant_end", "_context", "_head", "_is_flexible", "_last", "_unpack_start")
 
     def __init__(self, context: Context, version: int, head: bytes, constant_end: int, known: _Known) -> None:
         self._context = context
@@ -90,6 +98,8 @@ class RepeatedProduce:
         self._constant_end = constant_end
         self._last = known
         self._by_constant = {known.constant: known}
+        # Head, correlation id and constant.
+        self._unpack_start = struct.Struct(f">4si{constant_end - 8}s").unpack_from
 
     @classmethod
     def learn(
@@ -148,21 +158,19 @@ class RepeatedProduce:
         `now`: monotonic seconds.
         """
         position = start + self._constant_end
-        if buffer[start : start + 4] != self._head:
+        if end - position < HEADER_BYTES:
             return False
+        head, correlation_id, constant = self._unpack_start(buffer, start)
         known = self._last
-        if buffer[start + 8 : position] != known.constant:
-            found = self._by_constant.get(bytes(buffer[start + 8 : position]))
-            if found is None:
+        if constant != known.constant or head != self._head:
+            found = self._by_constant.get(constant)
+            if found is None or head != self._head:
                 return False
             known = self._last = found
         context = self._context
-        partition = known.partition
         if context.ownership.generation != known.generation or context.authority.rules is not known.rules:
             # What is known of other partitions is as old, and holds on to partitions that may be gone.
             pending.caller.repeated_produce = None
-            return False
-        if end - position < HEADER_BYTES:
             return False
         if self._is_flexible:
             length = buffer[position]
@@ -189,15 +197,10 @@ class RepeatedProduce:
         # Of the shared receive buffer a copy; of a large frame a view, which keeps its memory.
         batch: bytearray | memoryview = buffer[position : position + length]  # type: ignore[assignment]
         now_ms = context.clock.wall_ms()
-        config = partition.config
+        partition = known.partition
         try:
             header = check_produced(
-                memoryview(batch),
-                config.max_message_bytes,
-                now_ms,
-                known.version,
-                config.timestamp_before_max_ms,
-                config.timestamp_after_max_ms,
+                memoryview(batch), known.max_bytes, now_ms, known.version, known.before_max_ms, known.after_max_ms
             )
             if header.max_timestamp < header.base_timestamp or (
                 header.producer_id >= 0
@@ -208,52 +211,47 @@ class RepeatedProduce:
             return False
         flusher = context.flusher
         base_offset, flush = flusher.append(partition, batch, header, now_ms)
-        known.cells[_REQUESTS] += 1
-        (correlation_id,) = _INT32(buffer, start + 4)
-        waiting = _WaitingRepeated(known, pending, correlation_id, base_offset, partition.log_start_offset, now)
-        flush.answers.append(waiting.complete)
+        answers = flush.answers
+        last = answers[-1] if answers else None
+        if type(last) is not _WaitingRepeated:
+            last = _WaitingRepeated(known.cells)
+            answers.append(last)
+        last.requests.append((pending, known, correlation_id, base_offset, partition.log_start_offset, now))
         if flusher.is_full:
             context.hold_produce()
         return True
 
 
+# Where its answer goes, what it means, its correlation id, base offset and log start offset, when it came.
+_Request = tuple[Pending, _Known, int, int, int, float]
+
+
 class _WaitingRepeated(Waiting):
-    """A request that was served so and is not durable yet."""
+    """Requests of any connections that were served so, one after the other, and are not durable yet."""
 
-    __slots__ = ("_arrived", "_base_offset", "_correlation_id", "_known", "_log_start_offset", "_pending")
+    __slots__ = ("_cells", "requests")
 
-    def __init__(
-        self,
-        known: _Known,
-        pending: Pending,
-        correlation_id: int,
-        base_offset: int,
-        log_start_offset: int,
-        arrived: float,
-    ) -> None:
-        self._known = known
-        self._pending: Pending | None = pending
-        self._correlation_id = correlation_id
-        self._base_offset = base_offset
-        self._log_start_offset = log_start_offset
-        self._arrived = arrived
+    def __init__(self, cells: memoryview[int]) -> None:
+        self._cells = cells
+        self.requests: list[_Request] = []
 
-    def complete(self, now: float) -> None:
-        pending = self._pending
-        if pending is None:
-            return
-        self._pending = None
-        known = self._known
-        PRODUCE_LATENCY.observe(known.cells, int((now - self._arrived) * 1e6))
-        pending.answer_with_others(known.encode_answer(self._correlation_id, self._base_offset, self._log_start_offset))
+    def __call__(self, now: float) -> None:
+        requests = self.requests
+        self._cells[_REQUESTS] += len(requests)
+        PRODUCE_LATENCY.observe_all(self._cells, [int((now - request[5]) * 1e6) for request in requests])
+        for pending, known, correlation_id, base_offset, log_start_offset, _ in requests:
+            pending.answer_with_others(known.encode_answer(correlation_id, base_offset, log_start_offset))
 
     def expire(self, now: float) -> None:
-        pending = self._pending
-        known = self._known
-        if pending is None or now < self._arrived + known.timeout_ms / 1000:
-            return
-        self._pending = None
-        code = ErrorCode.REQUEST_TIMED_OUT
-        known.cells[error_cell(code)] += 1
-        result = (known.topic, known.partition.index, code, -1, -1, -1, None, None)
-        pending.answer(encode_produce_response(known.version, self._correlation_id, [result]))
+        kept = []
+        for request in self.requests:
+            pending, known, correlation_id, _, _, arrived = request
+            if now < arrived + known.timeout_ms / 1000:
+                kept.append(request)
+                continue
+            code = ErrorCode.REQUEST_TIMED_OUT
+            self._cells[_REQUESTS] += 1
+            self._cells[error_cell(code)] += 1
+            result = (known.topic, known.partition.index, code, -1, -1, -1, None, None)
+            pending.answer(encode_produce_response(known.version, correlation_id, [result]))
+        self.requests = kept

@@ -109,9 +109,8 @@ class Upkeep:
             if flush.is_empty() or now - flush.opened_at < PATIENCE_SECONDS:
                 continue
             for answer in flush.answers:
-                waiting = getattr(answer, "__self__", None)
-                if isinstance(waiting, Waiting):
-                    waiting.expire(now)
+                if isinstance(answer, Waiting):
+                    answer.expire(now)
 
     def _begin_checkpoint(self) -> None:
         is_running = self._checkpoint is not None and not self._checkpoint.done()

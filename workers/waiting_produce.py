@@ -1,4 +1,4 @@
-"""A produce request between its append and its answer. Owns the answer; the flush it waits for calls it."""
+"""Produce requests between their append and their answer. Owns the answers; the flush that they wait for calls it."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from workers.connection import Pending
 
 
 class Waiting:
-    """A produce request whose flush is not durable yet."""
+    """One or more produce requests whose flush is not durable yet: called when it is."""
 
     __slots__ = ()
 
-    def complete(self, now: float) -> None:
+    def __call__(self, now: float) -> None:
         """Everything is durable: say so. `now`, here and below: monotonic seconds."""
         raise NotImplementedError
 
@@ -51,7 +51,7 @@ class WaitingProduce(Waiting):
         self._timeout_ms = timeout_ms
         self._nodes = nodes
 
-    def complete(self, now: float) -> None:
+    def __call__(self, now: float) -> None:
         pending = self._pending
         if pending is None:
             return

@@ -104,7 +104,7 @@ def handle(
     waiting = WaitingProduce(
         context.metrics, version, correlation_id, pending, results, arrived, view.timeout_ms, nodes
     )
-    flush.answers.append(waiting.complete)
+    flush.answers.append(waiting)
     # The short way leaves all to the long one while something was refused.
     if len(results) == 1 and not failed and not pending.caller.refused_batches:
         caller = pending.caller
