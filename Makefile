@@ -91,7 +91,8 @@ test: lint  ## The checks and tests that CI runs
 .PHONY: test-cluster
 test-cluster: $(VENV)/.development  ## Brokers as processes on etcd and S3, killed and stopped under load
 	@scratch=$$(mktemp -d "$${TMPDIR:-/tmp}/kafscale.XXXXXX"); trap 'rm -rf "$$scratch"' EXIT; \
-	TMPDIR="$$scratch" $(BIN)/python -m pytest -m cluster -s $(ARGS) tests/e2e/test_cluster.py tests/e2e/test_shared_cluster.py
+	TMPDIR="$$scratch" $(BIN)/python -m pytest -m cluster -s $(ARGS) tests/e2e/test_cluster.py tests/e2e/test_shared_cluster.py \
+		tests/e2e/test_zones.py
 
 .PHONY: test-clients
 test-clients: $(VENV)/.development  ## Every client library by every listener and way to log in
