@@ -70,7 +70,7 @@ def bindings_of(count: int, principals: int, prefixes: float, seed: int = 5) -> 
     return found
 
 
-def document_of(principals: int, rules_each: int, *, version: int = 0, sees: str = "") -> str:
+def document_of(principals: int, rules_each: int, *, version: int = 0, sees: str = "v0") -> str:
     """A document of so many rules, in which the load's clients may do everything, and the client `probe` may see the
     topic `sees`."""
 
@@ -221,10 +221,12 @@ def in_force(workers: int = 2) -> Rows:
             for number in range(1, 8):
                 other = file.with_suffix(".new")
                 other.write_text(document_of(RULES // 10, 10, version=number, sees=f"v{number}"))
+                assert not any(_sees(probe, f"v{number}") for probe in probes)
                 began = time.monotonic()
                 other.rename(file)
                 wait_for(lambda: all(_sees(probe, f"v{number}") for probe in probes), 30, "in force", 0.005)  # noqa: B023
                 seconds.append(time.monotonic() - began)
+                assert not any(_sees(probe, f"v{number - 1}") for probe in probes)
         rows.append(
             {
                 "what": "a document of 100,000 rules is replaced",
@@ -318,7 +320,7 @@ def memory(workers: int = 2) -> Rows:
 
 
 def metadata(topics: int = 500, acls: int = 7000) -> Rows:
-    """Metadata of all topics for a principal who may see a fifth of them, asked for the first time after a change."""
+    """Metadata of all topics for a principal who may see some of them, asked for the first time after a change."""
     rows = []
     bindings = [
         AclBinding(2, 4 if n % 2 else 3, f"topic-{n % topics}", f"User:service-{n % 300}", "*", 8, 3)
@@ -346,25 +348,26 @@ def _whole_metadata(names: list[str], acls: int) -> float:
         socket.create_connection(("127.0.0.1", process.port), 60) as connection,
     ):
         if acls:
-            _create(process.port, [_describe(number, len(names)) for number in range(acls)])
+            _create(process.port, [_describe(number, f"topic-{number % len(names)}") for number in range(acls)])
         creations = [CreatableTopic(name=name, num_partitions=1, replication_factor=1) for name in names]
         exchange(connection, ApiKey.CREATE_TOPICS, 5, CreateTopicsRequest(topics=creations, timeout_ms=30_000))
         seconds = []
         for number in range(20):
             if acls:
-                _create(process.port, [_describe(acls + number, len(names))])
+                _create(process.port, [_describe(number, f"another-{number}")])
             # Differs from the last one, so that no answer is given again; asked by one who may not see all.
             request = MetadataRequest(topics=None, allow_auto_topic_creation=bool(number % 2))
             began = time.perf_counter()
-            exchange(connection, ApiKey.METADATA, 9, request, client_id="service-7" if acls else "loadtest")
+            answer = exchange(connection, ApiKey.METADATA, 9, request, client_id="service-7" if acls else "loadtest")
             seconds.append(time.perf_counter() - began)
+            assert (len(names) // 50 < len(answer.topics) < len(names)) if acls else len(answer.topics) >= len(names)
     return statistics.median(seconds) * 1e3
 
 
-def _describe(number: int, topics: int) -> AclCreation:
+def _describe(number: int, topic: str) -> AclCreation:
     return AclCreation(
         resource_type=2,
-        resource_name=f"topic-{number % topics}",
+        resource_name=topic,
         resource_pattern_type=4 if number % 2 else 3,
         principal=f"User:service-{number % 300}",
         host="*",
