@@ -80,7 +80,8 @@ class LogWalker:
     async def _begin(self, log: WalkedLog, listed: Sequence[int]) -> None:
         """Find the newest checkpoint, or, where what leads to it is damaged, the highest that can be read."""
         try:
-            found = await self._reader.newest_checkpoint(log.log_id)
+            newest = await self._reader.newest_checkpoint(log.log_id)
+            found = None if newest.checkpoint is None else (newest.sequence, newest.checkpoint)
         except Corrupt as error:
             log.problem = str(error)
             found = await self._highest_readable(log, listed)

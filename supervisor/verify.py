@@ -5,7 +5,7 @@ they name, so whatever is named was written before it was looked for. What seems
 nobody, is looked at again by newer decisions, since a running cluster replaces and deletes: only what is so both times
 is reported. Every object that something names is read whole and checked, batch by batch (`--quick`: only its size).
 
-Memory: some 500 bytes an object and 48 an extent, and `BODY_BYTES` of objects being read.
+Memory: some 500 bytes an object, 48 an extent and 200 a partition, and `BODY_BYTES` of objects being read.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from kafscale.errors import Corrupt, ObjectMissing, StartError
 from kafscale.storage.cluster_log import FIRST_VERSION, ClusterLog
 from kafscale.storage.keys import Keys, index_of, sequence_of, writer_of
 from kafscale.storage.opening import open_store
+from kafscale.storage.partition import EpochStart
 from kafscale.storage.retrying import InsistingStore
 from kafscale.storage.store import ObjectInfo, ObjectStore, Purpose
 from kafscale.storage.takeover import LogReader
@@ -121,6 +122,7 @@ class Verifier:
         self._listed: dict[str, ObjectInfo] = {}
         self._newest_ms = 0
         self._rows: dict[str, bytearray] = {}
+        self._epochs: dict[tuple[bytes, int], list[EpochStart]] = {}
         self._body_bytes = 0
         self._body_room = asyncio.Condition()
         # Objects of other logs that were found damaged, to be told of once.
@@ -238,6 +240,7 @@ class Verifier:
         partition = loaded.log
         self._report.partitions += 1
         self._report.records += partition.high_watermark - partition.log_start_offset
+        self._epochs[partition.topic_id, partition.index] = partition.epochs
         for extent in partition.extents:
             row = expected_row(
                 partition.topic_id,
@@ -290,7 +293,7 @@ class Verifier:
         try:
             data = await self._store.get(key, Purpose.RECOVERY)
             self._report.bodies += 1
-            damages = check_object(key, data, rows)
+            damages = check_object(key, data, rows, self._epochs)
             for damage in damages:
                 self._find(Finding(damage.wrong, key, damage.problem, damage.affected))
             if key.endswith(".kfs"):

@@ -124,11 +124,11 @@ def lay_out(flush: Flush, header: bytes, key: str, large_extent_bytes: int, alig
     rows = b"".join(table)
     if alignment > 1 and flush.bytes >= large_extent_bytes:
         # It ends at a multiple too, so that nothing need be cut off.
-        gap = -(position + len(rows) + FOOTER_BYTES) % alignment
+        gap = -(position + len(rows) + len(header) + FOOTER_BYTES) % alignment
         parts.append(_ZEROS[:gap])
         position += gap
     parts.append(rows)
-    parts.append(encode_footer(position, rows))
+    parts.append(encode_footer(position, rows, header))
     return parts
 
 

@@ -4,7 +4,8 @@
                   newest counting checkpoint's sequence i64 (-1: none yet), 12 reserved, CRC32C u32 of the 60 before
     body          data: record batches, grouped by partition, as served to consumers; else empty
     table         data: groups of rows (below); checkpoint and seal: msgpack
-    footer (24)   table position u64, table length u32, CRC32C of the table u32, reserved u32, magic "LSFK"
+    copy (64)     of the header, so that the last bytes alone tell what the object says; older objects have none
+    footer (24)   table position u64, table length u32, CRC32C of the table u32, length of the copy u32, magic "LSFK"
 
 All numbers are big-endian. A group of a data table begins with a kind byte:
 
@@ -36,8 +37,8 @@ HEADER_BYTES = HEADER.size
 FOOTER_BYTES = FOOTER.size
 MAGIC = b"KFSL"
 END_MAGIC = b"LSFK"
-# One tail read of this many bytes holds the whole table of all but the largest objects.
-TAIL_BYTES = 64 * 1024
+# One tail read of this many bytes holds all but the largest tables: some 1,500 partitions.
+TAIL_BYTES = 128 * 1024
 
 BATCHES_GROUP = struct.Struct(">B16siiQI")
 BATCH_ROW = struct.Struct(">qiiqqhih")
@@ -137,23 +138,41 @@ def decode_header(data: Buffer, key: str) -> Header:
     return Header(Kind(kind), log_id.hex(), sequence, created_ms, checkpoint_sequence)
 
 
-def encode_footer(table_position: int, table: Buffer) -> bytes:
-    return FOOTER.pack(table_position, len(table), crc32c(table), 0, END_MAGIC)
+def encode_footer(table_position: int, table: Buffer, header: bytes = b"") -> bytes:
+    """The footer, and before it the copy of the header, for objects that have one."""
+    return header + FOOTER.pack(table_position, len(table), crc32c(table), len(header), END_MAGIC)
 
 
-def table_place(tail: Buffer, key: str) -> tuple[int, int, int]:
-    """Position, length and CRC32C of the table, from an object's last bytes. Raises Corrupt."""
+class Footer(msgspec.Struct, frozen=True, gc=False):
+    """Where an object's table lies, its CRC32C, and the copy of the header; empty where there is none."""
+
+    position: int
+    length: int
+    crc: int
+    header: bytes
+
+    def check_size(self, size: int, key: str) -> None:
+        """Raise Corrupt where an object of that size can't end so."""
+        if self.position + self.length + len(self.header) + FOOTER_BYTES != size:
+            raise Corrupt(f"{key}: the footer's table place {self.position}+{self.length} does not fit {size} bytes")
+
+    def check_table(self, table: Buffer, key: str) -> None:
+        """Raise Corrupt where these are not the table's bytes."""
+        if crc32c(table) != self.crc:
+            raise Corrupt(f"{key}: the table's CRC32C does not match")
+
+
+def decode_footer(tail: Buffer, key: str) -> Footer:
+    """From an object's last bytes. Raises Corrupt."""
     if len(tail) < FOOTER_BYTES:
         raise Corrupt(f"{key}: truncated, only {len(tail)} bytes")
-    position, length, crc, _, magic = FOOTER.unpack_from(tail, len(tail) - FOOTER_BYTES)
+    at = len(tail) - FOOTER_BYTES
+    position, length, crc, copied, magic = FOOTER.unpack_from(tail, at)
     if magic != END_MAGIC:
         raise Corrupt(f"{key}: no footer at the end (magic {magic!r}): truncated or damaged")
-    return position, length, crc
-
-
-def check_table(table: Buffer, crc: int, key: str) -> None:
-    if crc32c(table) != crc:
-        raise Corrupt(f"{key}: the table's CRC32C does not match")
+    if copied not in (0, HEADER_BYTES) or copied > at:
+        raise Corrupt(f"{key}: the footer tells of {copied} bytes of header before it")
+    return Footer(position, length, crc, bytes(tail[at - copied : at]))
 
 
 def decode_data_table(table: Buffer, key: str) -> list[BatchGroup | LogStart]:
@@ -190,7 +209,7 @@ _seal_decoder = msgspec.msgpack.Decoder(Seal)
 def encode_small(header: bytes, content: Checkpoint | Seal) -> list[Buffer]:
     """The parts of a checkpoint or seal object."""
     table = _encoder.encode(content)
-    return [header, table, encode_footer(HEADER_BYTES, table)]
+    return [header, table, encode_footer(HEADER_BYTES, table, header)]
 
 
 def decode_checkpoint(table: Buffer, key: str) -> Checkpoint:
@@ -212,11 +231,12 @@ def decode_seal(table: Buffer, key: str) -> Seal:
 def split_object(data: bytes, key: str) -> tuple[Header, memoryview]:
     """Header and table of a whole object. Raises Corrupt."""
     header = decode_header(data, key)
-    position, length, crc = table_place(data, key)
-    if position + length + FOOTER_BYTES != len(data):
-        raise Corrupt(f"{key}: the footer's table place {position}+{length} does not fit {len(data)} bytes")
-    table = memoryview(data)[position : position + length]
-    check_table(table, crc, key)
+    footer = decode_footer(data, key)
+    footer.check_size(len(data), key)
+    table = memoryview(data)[footer.position : footer.position + footer.length]
+    footer.check_table(table, key)
+    if footer.header and footer.header != data[:HEADER_BYTES]:
+        raise Corrupt(f"{key}: the copy of the header differs from it")
     return header, table
 
 

@@ -18,7 +18,7 @@ import msgspec
 from crc32c import crc32c
 
 from kafscale.errors import Corrupt
-from kafscale.storage.log_objects import FOOTER_BYTES, HEADER, VERSION, check_table, table_place
+from kafscale.storage.log_objects import FOOTER_BYTES, HEADER, VERSION, decode_footer
 from kafscale.storage.store import Buffer
 
 MAGIC = b"KFSP"
@@ -60,9 +60,10 @@ def read_pack(data: Buffer, key: str) -> tuple[PackHeader, list[PackRow]]:
         raise Corrupt(f"{key}: no pack, or its header's CRC32C does not match")
     if version != VERSION or kind != _KIND:
         raise Corrupt(f"{key}: pack of format version {version}, kind {kind}; this release reads version {VERSION}")
-    position, length, table_crc = table_place(data, key)
-    if position + length + FOOTER_BYTES != len(data) or length % PACK_ROW.size:
-        raise Corrupt(f"{key}: the footer's table place {position}+{length} does not fit {len(data)} bytes")
-    table = memoryview(data)[position : position + length]
-    check_table(table, table_crc, key)
+    footer = decode_footer(data, key)
+    footer.check_size(len(data), key)
+    if footer.header or footer.length % PACK_ROW.size:
+        raise Corrupt(f"{key}: the footer is not that of a pack")
+    table = memoryview(data)[footer.position : footer.position + footer.length]
+    footer.check_table(table, key)
     return PackHeader(log_id.hex(), number, created_ms), [PackRow(*row) for row in PACK_ROW.iter_unpack(table)]

@@ -27,7 +27,7 @@ from kafscale.storage.keys import Keys
 from kafscale.storage.log_objects import Checkpoint, Kind, ManifestPlace
 from kafscale.storage.manifest import SlotManifest, decode_manifest
 from kafscale.storage.store import ObjectStore, Purpose
-from kafscale.storage.takeover import READS_AT_ONCE, LogReader, read_release
+from kafscale.storage.takeover import LogReader, read_release
 from kafscale.storage.worker_log import MAX_IN_FLIGHT
 
 # A log is asked for newer checkpoints this often at most, but for objects that are gone.
@@ -37,6 +37,7 @@ LOGS_KNOWN_MAX: Final = 1000
 TRIES: Final = 5
 # A checkpoint that counts and that no later object names yet has no more than these behind it.
 _NAMELESS_WINDOW: Final = 2 * MAX_IN_FLIGHT
+_HEADERS_AT_ONCE: Final = 2 * _NAMELESS_WINDOW
 
 
 class PublishedSlot(msgspec.Struct, frozen=True):
@@ -149,8 +150,8 @@ async def _newest_by_header(reader: LogReader, log_id: str, after: int) -> tuple
     checkpoints = []
     seen = 0
     while sequences and seen < _NAMELESS_WINDOW:
-        latest = sequences[-READS_AT_ONCE:]
-        del sequences[-READS_AT_ONCE:]
+        latest = sequences[-_HEADERS_AT_ONCE:]
+        del sequences[-_HEADERS_AT_ONCE:]
         headers = await asyncio.gather(*(reader.header(log_id, sequence) for sequence in latest))
         for sequence, header in zip(reversed(latest), reversed(headers), strict=True):
             # Seals name nothing, and there may be many.

@@ -28,7 +28,6 @@ from kafscale.errors import Corrupt, ObjectExists, ObjectMissing, StoreUnavailab
 from kafscale.storage.backoff import backoff_seconds
 from kafscale.storage.keys import Keys, sequence_of
 from kafscale.storage.log_objects import (
-    FOOTER_BYTES,
     HEADER_BYTES,
     TAIL_BYTES,
     BatchGroup,
@@ -37,25 +36,24 @@ from kafscale.storage.log_objects import (
     Kind,
     LogStart,
     Seal,
-    check_table,
     decode_checkpoint,
     decode_data_table,
+    decode_footer,
     decode_header,
     decode_seal,
     encode_header,
     encode_small,
-    table_place,
 )
 from kafscale.storage.planted import NO_BUGS, PlantedBugs
-from kafscale.storage.store import ObjectStore, Purpose
+from kafscale.storage.store import Buffer, ObjectStore, Purpose
 from kafscale.storage.worker_log import MAX_IN_FLIGHT
 
 SEALS_AT_ONCE = 2 * MAX_IN_FLIGHT
 # Who writes the seals that mark swept logs (`sweep.py`): the rest of such a log may be gone.
 SWEEPER = "sweep"
-# How many numbers are read at once, at first and at most: what lies above the end is asked for in vain.
-READS_AT_ONCE = 16
-MOST_READS_AT_ONCE = 64
+# How many numbers are read at once; beyond those that a listing showed fewer at first, since it may be in vain.
+READS_AT_ONCE = 64
+FIRST_READS_BEYOND = 4
 
 
 class LogEnd(msgspec.Struct, frozen=True):
@@ -73,13 +71,37 @@ class LogEnd(msgspec.Struct, frozen=True):
 
 
 class LogObject(msgspec.Struct, frozen=True):
-    """One object of a log, without its body: exactly one of the three is set."""
+    """One object of a log, without its body: exactly one of the three is set. Of what was read `undecoded` data objects
+    have their table instead, and checkpoints have theirs too."""
 
     key: str
     header: Header
     groups: list[BatchGroup | LogStart] | None = None
     checkpoint: Checkpoint | None = None
     seal: Seal | None = None
+    table: bytes = b""
+
+
+def decode_object(key: str, header: Header, table: Buffer, undecoded: bool = False) -> LogObject:
+    """From header and table, which are known to be whole. Raises Corrupt."""
+    match header.kind:
+        case Kind.DATA if undecoded:
+            return LogObject(key, header, table=bytes(table))
+        case Kind.DATA:
+            return LogObject(key, header, groups=decode_data_table(table, key))
+        case Kind.CHECKPOINT:
+            kept = bytes(table) if undecoded else b""
+            return LogObject(key, header, checkpoint=decode_checkpoint(table, key), table=kept)
+        case Kind.SEAL:
+            return LogObject(key, header, seal=decode_seal(table, key))
+
+
+class NewestCheckpoint(msgspec.Struct, frozen=True):
+    """The highest number of a log that a listing showed, and its newest checkpoint that is known to count."""
+
+    highest: int
+    sequence: int = -1
+    checkpoint: Checkpoint | None = None
 
 
 class _Swept(Exception):
@@ -87,7 +109,8 @@ class _Swept(Exception):
 
 
 class LogReader:
-    """Reads objects of logs by key, asking again while the store gives no answer."""
+    """Reads objects of logs by key, asking again while the store gives no answer. `undecoded`: for those who only want
+    to know where a log ends."""
 
     def __init__(
         self,
@@ -96,7 +119,9 @@ class LogReader:
         clock: Clock,
         random_source: random.Random,
         purpose: Purpose = Purpose.RECOVERY,
+        undecoded: bool = False,
     ) -> None:
+        self._undecoded = undecoded
         self._store = store
         self._keys = keys
         self._clock = clock
@@ -117,26 +142,23 @@ class LogReader:
 
     async def _read(self, key: str, log_id: str, sequence: int) -> LogObject:
         tail, size = await self._store.get_tail(key, TAIL_BYTES, self._purpose)
-        position, length, crc = table_place(tail, key)
+        footer = decode_footer(tail, key)
+        footer.check_size(size, key)
         tail_position = size - len(tail)
-        if position + length + FOOTER_BYTES != size:
-            raise Corrupt(f"{key}: the footer's table place {position}+{length} does not fit {size} bytes")
-        head = tail if tail_position == 0 else await self._store.get_range(key, 0, HEADER_BYTES, self._purpose)
+        if tail_position == 0:
+            head = tail
+        else:
+            head = footer.header or await self._store.get_range(key, 0, HEADER_BYTES, self._purpose)
         header = decode_header(head, key)
         if header.log_id != log_id or header.sequence != sequence:
             raise Corrupt(f"{key}: holds number {header.sequence} of log {header.log_id}")
-        if position >= tail_position:
-            table = tail[position - tail_position : position - tail_position + length]
+        if footer.position >= tail_position:
+            start = footer.position - tail_position
+            table = tail[start : start + footer.length]
         else:
-            table = await self._store.get_range(key, position, length, self._purpose)
-        check_table(table, crc, key)
-        match header.kind:
-            case Kind.DATA:
-                return LogObject(key, header, groups=decode_data_table(table, key))
-            case Kind.CHECKPOINT:
-                return LogObject(key, header, checkpoint=decode_checkpoint(table, key))
-            case Kind.SEAL:
-                return LogObject(key, header, seal=decode_seal(table, key))
+            table = await self._store.get_range(key, footer.position, footer.length, self._purpose)
+        footer.check_table(table, key)
+        return decode_object(key, header, table, self._undecoded)
 
     async def header(self, log_id: str, sequence: int) -> Header | None:
         """Only the header of the object of that number, or None while the number is free. Raises Corrupt."""
@@ -163,7 +185,7 @@ class LogReader:
                 await self._clock.sleep(wait)
         raise AssertionError("backoff never ends")
 
-    async def newest_checkpoint(self, log_id: str) -> tuple[int, Checkpoint] | None:
+    async def newest_checkpoint(self, log_id: str) -> NewestCheckpoint:
         """The newest checkpoint that is known to count, by the pointer in the newest objects' headers.
 
         Later ones may exist: they are met while walking up from what this one covers. While this looks, a living owner
@@ -172,56 +194,79 @@ class LogReader:
         missing = -1
         while True:
             is_outdated = False
-            for sequence in reversed(await self.sequences(log_id)):
-                found = await self.read(log_id, sequence)
-                if found is None:
-                    is_outdated = True
-                elif found.seal is not None and found.seal.writer == SWEEPER:
-                    raise _Swept
-                if found is None or found.seal is not None:
+            sequences = await self.sequences(log_id)
+            highest = sequences[-1] if sequences else -1
+            at_once = 1
+            while sequences:
+                top = sequences[-at_once:][::-1]
+                del sequences[-at_once:]
+                # Of a log that has ended these are seals: what lies below all of them is read with the next look.
+                at_once = SEALS_AT_ONCE
+                newest = None
+                for entry in await asyncio.gather(*(self.read(log_id, each) for each in top), return_exceptions=True):
+                    if isinstance(entry, BaseException):
+                        raise entry
+                    if entry is None:
+                        is_outdated = True
+                    elif entry.seal is None:
+                        newest = entry
+                        break
+                    elif entry.seal.writer == SWEEPER:
+                        raise _Swept
+                if newest is None:
                     continue
                 # Any object of the owner names the newest checkpoint that counted when it was made.
-                pointer = found.header.checkpoint_sequence
+                pointer = newest.header.checkpoint_sequence
                 if pointer < 0:
-                    return None
+                    return NewestCheckpoint(highest)
                 named = await self.read(log_id, pointer)
                 if named is not None and named.checkpoint is not None:
-                    return pointer, named.checkpoint
+                    return NewestCheckpoint(highest, pointer, named.checkpoint)
                 if named is not None or pointer == missing:
-                    raise Corrupt(f"log {log_id}: object {sequence} names a checkpoint at {pointer} that is not there")
+                    raise Corrupt(f"{newest.key} names a checkpoint at {pointer} that is not there")
                 missing, is_outdated = pointer, True
                 break
             if not is_outdated:
-                return None
+                return NewestCheckpoint(highest)
 
 
 async def find_end(reader: LogReader, log_id: str, so_far: LogEnd | None = None) -> LogEnd:
     """How far the log goes now; of a swept one nothing counts any more. Raises Corrupt.
 
     What was found `so_far` is not read again, unless a newer checkpoint counts by now: then what was above it may have
-    been deleted, and numbers that were taken may be free.
+    been deleted, and numbers that were taken may be free, or hold a seal that came late.
     """
     if so_far is not None and so_far.sealed:
         return so_far
     try:
         found = await reader.newest_checkpoint(log_id)
+        while True:
+            if so_far is None or found.sequence > so_far.checkpoint_sequence:
+                covered = found.checkpoint.covered if found.checkpoint is not None else 0
+                so_far = LogEnd(log_id, False, covered, covered, found.checkpoint, [], found.sequence)
+            so_far = await _walk_on(reader, so_far, found.highest)
+            if not so_far.sealed:
+                return so_far
+            # The seal is the end, unless its number was the owner's before, covered by a checkpoint and deleted while
+            # this walked: then that checkpoint is found now.
+            found = await reader.newest_checkpoint(log_id)
+            if found.sequence <= so_far.checkpoint_sequence:
+                return so_far
     except _Swept:
         return LogEnd(log_id, True, 0, 0, None, [])
-    if so_far is None or (found is not None and found[0] > so_far.checkpoint_sequence):
-        sequence, checkpoint = found if found is not None else (-1, None)
-        covered = checkpoint.covered if checkpoint is not None else 0
-        so_far = LogEnd(log_id, False, covered, covered, checkpoint, [], sequence)
-    return await _walk_on(reader, so_far)
 
 
-async def _walk_on(reader: LogReader, so_far: LogEnd) -> LogEnd:
-    """From where that ends up to a gap or a seal."""
+async def _walk_on(reader: LogReader, so_far: LogEnd, highest: int) -> LogEnd:
+    """From where that ends up to a gap or a seal. Numbers up to `highest` are likely to be taken."""
     checkpoint, checkpoint_sequence = so_far.checkpoint, so_far.checkpoint_sequence
     number, replay_from, walked = so_far.end, so_far.replay_from, list(so_far.objects)
-    at_once = READS_AT_ONCE
+    beyond = FIRST_READS_BEYOND
     while True:
+        # One more, which shows that there is none.
+        at_once = min(highest + 2 - number, READS_AT_ONCE)
+        if at_once <= 0:
+            at_once, beyond = beyond, min(2 * beyond, READS_AT_ONCE)
         window = await asyncio.gather(*(reader.read(so_far.log_id, number + i) for i in range(at_once)))
-        at_once = min(2 * at_once, MOST_READS_AT_ONCE)
         for entry in window:
             if entry is None or entry.seal is not None:
                 is_sealed = entry is not None
@@ -243,8 +288,8 @@ async def read_release(reader: LogReader, log_id: str, sequence: int) -> LogEnd 
         return None
     covered = found.checkpoint.covered
     walked = []
-    for start in range(covered, sequence, MOST_READS_AT_ONCE):
-        numbers = range(start, min(start + MOST_READS_AT_ONCE, sequence))
+    for start in range(covered, sequence, READS_AT_ONCE):
+        numbers = range(start, min(start + READS_AT_ONCE, sequence))
         for entry in await asyncio.gather(*(reader.read(log_id, number) for number in numbers)):
             if entry is None or entry.seal is not None:
                 return None
@@ -262,11 +307,12 @@ async def seal_log(
     reason: str,
     bugs: PlantedBugs = NO_BUGS,
 ) -> LogEnd:
-    """End the log, however busy its owner is, and say where. Waits as long as the store gives no answers.
+    """End the log, however busy its owner is, and say where; data objects come undecoded. Waits as long as the store
+    gives no answers.
 
     Raises Corrupt where what counts of the log can't be read.
     """
-    reader = LogReader(store, keys, clock, random_source)
+    reader = LogReader(store, keys, clock, random_source, undecoded=True)
     found: LogEnd | None = None
     while True:
         found = await find_end(reader, log_id, found)

@@ -6,12 +6,15 @@ lies behind. What no manifest refers to is checked as well, as far as the object
 
 What a manifest says of an object is a run of rows, one for each extent, packed so that a bucket's worth of them costs
 some 48 bytes each.
+
+Every byte is vouched for by a checksum, by a second place that says the same, or by having to be zero; but for two
+fields of KafScale's format that nobody goes by: a segment's time of creation, and the interval that its index names.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from enum import StrEnum
 
 import msgspec
@@ -21,20 +24,28 @@ from kafscale.errors import Corrupt
 from kafscale.protocol.batches import ATTRIBUTES_AT, HEADER_BYTES, iterate, read_header
 from kafscale.storage.keys import sequence_of, writer_of
 from kafscale.storage.log_objects import (
+    HEADER_BYTES as OBJECT_HEADER_BYTES,
+)
+from kafscale.storage.log_objects import (
     BatchGroup,
     Kind,
     LogStart,
     decode_checkpoint,
     decode_data_table,
+    decode_footer,
     decode_header,
     decode_seal,
     split_object,
 )
 from kafscale.storage.packs import read_pack
+from kafscale.storage.partition import EpochStart
 from kafscale.storage.segment import SEGMENT_HEADER_BYTES, encode_index, read_index, read_segment
 
 # topic id, partition, base offset, last offset, position, length
 EXPECTED_ROW = struct.Struct(">16siqqQI")
+# Topic id and partition -> under which leader epochs its offsets were written.
+Epochs = Mapping[tuple[bytes, int], Sequence[EpochStart]]
+NO_EPOCHS: Epochs = {}
 _SEGMENT_BASE = struct.Struct(">q")
 _SEGMENT_BASE_AT = 8
 
@@ -97,7 +108,7 @@ def least_size(rows: bytes | bytearray) -> int:
     return max((row[4] + row[5] for row in EXPECTED_ROW.iter_unpack(rows)), default=0)
 
 
-def check_object(key: str, data: bytes, rows: bytes | bytearray) -> list[Damage]:
+def check_object(key: str, data: bytes, rows: bytes | bytearray, epochs: Epochs = NO_EPOCHS) -> list[Damage]:
     """Everything wrong with a whole log object, pack or segment of that key."""
     name = key.rpartition("/")[2]
     if name.startswith("segment-"):
@@ -106,7 +117,7 @@ def check_object(key: str, data: bytes, rows: bytes | bytearray) -> list[Damage]
         damages = _check_pack(key, data, rows)
     else:
         damages = _check_log_object(key, data, rows)
-    return [*damages, *_check_expected(data, rows)]
+    return [*damages, *_check_expected(data, rows, epochs)]
 
 
 def check_index(key: str, index: bytes, segment: bytes | None) -> list[Damage]:
@@ -144,6 +155,7 @@ def _check_log_object(key: str, data: bytes, rows: bytes | bytearray) -> list[Da
             case Kind.DATA:
                 groups = decode_data_table(table, key)
                 damages += [*_check_epochs(data, groups), *_check_unnamed(data, _batches_of(groups), rows)]
+                damages += _check_padding(data, groups, decode_footer(data, key).position)
     except Corrupt as error:
         # The extents are looked at by what the manifests say; what nothing names can't be found without the table.
         return [Damage(Wrong.CORRUPT, str(error)), *_misplaced_by_header(key, data)]
@@ -221,6 +233,17 @@ def _check_epochs(data: bytes, groups: list[BatchGroup | LogStart]) -> Iterator[
                 position += length
 
 
+def _check_padding(data: bytes, groups: list[BatchGroup | LogStart], table_position: int) -> list[Damage]:
+    """Between batches, and before the table, there are zeros and nothing else."""
+    end = OBJECT_HEADER_BYTES
+    places = sorted((position, length) for _, position, length in _batches_of(groups))
+    for position, length in [*places, (table_position, 0)]:
+        if any(memoryview(data)[end:position]):
+            return [Damage(Wrong.CORRUPT, f"bytes {end} to {position - 1}, which nothing refers to, are not all zero")]
+        end = max(end, position + length)
+    return []
+
+
 def _check_unnamed(data: bytes, places: Iterator[_Place], rows: bytes | bytearray) -> list[Damage]:
     """Damages in what the object's table names and no manifest does."""
     named = sorted((row[4], row[4] + row[5]) for row in EXPECTED_ROW.iter_unpack(rows))
@@ -236,18 +259,21 @@ def _check_unnamed(data: bytes, places: Iterator[_Place], rows: bytes | bytearra
     return damages
 
 
-def _check_expected(data: bytes, rows: bytes | bytearray) -> list[Damage]:
+def _check_expected(data: bytes, rows: bytes | bytearray, epochs: Epochs) -> list[Damage]:
     """Damages in what manifests refer to."""
     damages = []
     for topic_id, partition, base, last, position, length in EXPECTED_ROW.iter_unpack(rows):
         where = OffsetRange(topic_id, partition, base, last)
-        for affected, problem in _damages_in(data, where, position, length):
+        for affected, problem in _damages_in(data, where, position, length, epochs.get((topic_id, partition), ())):
             damages.append(Damage(Wrong.CORRUPT, problem, [affected]))
     return damages
 
 
-def _damages_in(data: bytes, where: OffsetRange, position: int, length: int) -> Iterator[tuple[OffsetRange, str]]:
-    """Which of an extent's offsets can't be served, and why."""
+def _damages_in(
+    data: bytes, where: OffsetRange, position: int, length: int, epochs: Sequence[EpochStart] = ()
+) -> Iterator[tuple[OffsetRange, str]]:
+    """Which of an extent's offsets can't be served, and why. A batch's leader epoch is no part of its CRC: where the
+    partition's `epochs` tell which it should be, they vouch for it."""
     if position + length > len(data):
         yield where, f"ends at {len(data)}, where {length} bytes should lie at {position}"
         return
@@ -263,12 +289,25 @@ def _damages_in(data: bytes, where: OffsetRange, position: int, length: int) -> 
             if crc32c(view[start + ATTRIBUTES_AT : start + header.size_bytes]) != header.crc:
                 affected = msgspec.structs.replace(where, first=due, last=last)
                 yield affected, f"the batch at {position + start} does not match its CRC"
+            epoch = _epoch_of(last, epochs)
+            if epoch is not None and header.leader_epoch != epoch:
+                affected = msgspec.structs.replace(where, first=due, last=last)
+                yield affected, f"the batch at {position + start} is of leader epoch {header.leader_epoch}, not {epoch}"
             due = last + 1
     except Corrupt as error:
         yield _from(where, due), f"at {position}: {error}"
         return
     if due != where.last + 1:
         yield _from(where, due), f"the batches at {position} end before offset {due}, {where.last} should be the last"
+
+
+def _epoch_of(offset: int, epochs: Sequence[EpochStart]) -> int | None:
+    found = None
+    for entry in epochs:
+        if entry.start_offset > offset:
+            break
+        found = entry.epoch
+    return found
 
 
 def _from(where: OffsetRange, first: int) -> OffsetRange:

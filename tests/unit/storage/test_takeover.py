@@ -79,7 +79,10 @@ class Owner:
         return decode_manifest(data, place.key).partitions[0].high_watermark
 
     async def seal(self) -> LogEnd:
-        return await seal_log(self.store, KEYS, self.writer.log_id, self.clock, self.random, "sealer", "test")
+        sealed = await seal_log(self.store, KEYS, self.writer.log_id, self.clock, self.random, "sealer", "test")
+        end = await self.end()
+        assert (sealed.sealed, sealed.end, sealed.replay_from) == (end.sealed, end.end, end.replay_from)
+        return end
 
     async def end(self) -> LogEnd:
         return await find_end(self.reader, self.writer.log_id)
@@ -248,7 +251,34 @@ def test_an_owner_that_writes_on_while_one_looks_is_no_damage():
         await owner.checkpoint()
         await owner.writer.flush(owner.partition, batch_of(1))
         found = await looking
-        assert found is not None and found[0] == 3
+        assert found.sequence == 3
+
+    run(main())
+
+
+def test_a_seal_that_comes_late_is_not_the_end():
+    """Goal: a number that was free when somebody began to seal, and is deleted when the seal arrives, while another
+    walks: the checkpoint that covers it counts, and the seal does not."""
+
+    async def main() -> None:
+        owner = Owner()
+        log_id = owner.writer.log_id
+        for _ in range(3):
+            await owner.writer.flush(owner.partition, batch_of(1))
+        looking = asyncio.ensure_future(owner.end())
+        await owner.store.wait_for("get_tail", KEYS.log(log_id, 0))
+        owner.store.put_seconds = lambda key: 0.0
+        await owner.checkpoint()
+        await owner.writer.flush(owner.partition, batch_of(1))
+        header = encode_header(Kind.SEAL, log_id, 2, 0, -1)
+        await owner.store.inner.delete([KEYS.log(log_id, 2)], Purpose.SWEEP)
+        await owner.store.inner.put_if_absent(
+            KEYS.log(log_id, 2), encode_small(header, Seal("late", "r")), Purpose.RECOVERY
+        )
+        found = await looking
+        assert (found.sealed, found.end, found.checkpoint_sequence, found.replay_from) == (False, 5, 3, 3)
+        end = await owner.seal()
+        assert (end.end, offsets(end)) == (5, [3])
 
     run(main())
 
