@@ -10,6 +10,7 @@ import argparse
 import statistics
 import sys
 import time
+from collections.abc import Iterable
 from typing import Any
 
 from kio.index import load_request_schema
@@ -24,12 +25,16 @@ VALUE_BYTES = 100
 
 def request_for(topic: str, partitions: int) -> bytes:
     """A Produce request with a batch of one record for each of so many partitions."""
+    return request_for_each(topic, range(partitions))
+
+
+def request_for_each(topic: str, partitions: Iterable[int]) -> bytes:
+    """A Produce request with a batch of one record for each of these partitions."""
     module = sys.modules[load_request_schema(wire.PRODUCE, 9).__module__]
     data = module.TopicProduceData(
         name=topic,
         partition_data=tuple(
-            module.PartitionProduceData(index=index, records=wire.batch([bytes(VALUE_BYTES)]))
-            for index in range(partitions)
+            module.PartitionProduceData(index=index, records=wire.batch([bytes(VALUE_BYTES)])) for index in partitions
         ),
     )
     return wire.request(wire.PRODUCE, 9, 1, **(wire.produce_body(topic, b"") | {"topic_data": (data,)}))
@@ -70,9 +75,14 @@ def measure(broker: Target, seconds: float) -> list[dict[str, Any]]:
     return rows
 
 
-def check_answer(payload: bytes, partitions: int) -> None:
+def error_codes(payload: bytes) -> dict[int, int]:
+    """Partition → error code of an answer to such a request."""
     answer = wire.parse_response(payload, wire.PRODUCE, 9, 1)
-    errors = [int(part.error_code) for part in answer.responses[0].partition_responses]
+    return {int(part.index): int(part.error_code) for part in answer.responses[0].partition_responses}
+
+
+def check_answer(payload: bytes, partitions: int) -> None:
+    errors = list(error_codes(payload).values())
     if errors != [0] * partitions:
         raise RuntimeError(f"the broker refused records: errors {set(errors)}")
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import http.client
-import re
 import threading
 import time
 import uuid
@@ -58,20 +57,7 @@ def bare_rate(cluster: Cluster) -> float:
 
 def record_keys(cluster: Cluster) -> list[str]:
     """Data objects, packs and segments: what is larger than any checkpoint or manifest here."""
-    connection = http.client.HTTPConnection("127.0.0.1", cluster.s3.port)
-    keys: list[str] = []
-    token = ""
-    while True:
-        connection.request("GET", f"/{cluster.s3.bucket}?list-type=2{token}")
-        page = connection.getresponse().read().decode()
-        for entry in re.findall(r"<Contents>(.*?)</Contents>", page, re.S):
-            key, size = re.search(r"<Key>(.*?)</Key>", entry), re.search(r"<Size>(\d+)</Size>", entry)
-            if key and size and int(size.group(1)) > 200_000 and "/manifest/" not in key.group(1):
-                keys.append(key.group(1))
-        following = re.search(r"<NextContinuationToken>(.*?)</NextContinuationToken>", page)
-        if following is None:
-            return keys
-        token = f"&continuation-token={following.group(1)}"
+    return [key for key, size in cluster.s3.objects().items() if size > 200_000 and "/manifest/" not in key]
 
 
 def drained(cluster: Cluster, topic: str, records: int, groups: int) -> tuple[list[dict[str, Any]], Counter[str]]:

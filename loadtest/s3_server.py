@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import subprocess
 import sys
 import tempfile
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +24,8 @@ from loadtest.broker_process import free_port, wait_for
 
 PYTHON = Path(__file__).parent.parent / ".venv-ministack" / "bin" / "python"
 START_SECONDS = 60.0
+_ENTRY = re.compile(r"<Contents>.*?<Key>(.*?)</Key>.*?<Size>(\d+)</Size>.*?</Contents>", re.S)
+_FOLLOWING = re.compile(r"<NextContinuationToken>(.*?)</NextContinuationToken>")
 _PROGRAM = """
 import ctypes, signal, sys
 ctypes.CDLL(None).prctl(1, signal.SIGKILL)
@@ -83,6 +87,20 @@ class S3Server:
     @property
     def endpoint(self) -> str:
         return f"http://{self.address}"
+
+    def objects(self, prefix: str = "") -> dict[str, int]:
+        """Every key of the bucket that begins so, with the object's size."""
+        found: dict[str, int] = {}
+        query = {"list-type": "2", "prefix": prefix}
+        while True:
+            url = f"{self.endpoint}/{self.bucket}?{urllib.parse.urlencode(query)}"
+            with urllib.request.urlopen(url, timeout=60) as answer:
+                page = answer.read().decode()
+            found |= {key: int(size) for key, size in _ENTRY.findall(page)}
+            following = _FOLLOWING.search(page)
+            if following is None:
+                return found
+            query["continuation-token"] = following.group(1)
 
     def close(self) -> None:
         if self.process is not None:
