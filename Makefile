@@ -86,7 +86,8 @@ lint: $(VENV)/.development  ## ruff, mypy --strict and the import rules
 .PHONY: test
 test: lint  ## The checks and tests that CI runs
 	@scratch=$$(mktemp -d "$${TMPDIR:-/tmp}/kafscale.XXXXXX"); trap 'rm -rf "$$scratch"' EXIT; \
-	TMPDIR="$$scratch" $(BIN)/python -m pytest -rs --durations=10 $(ARGS)
+	TMPDIR="$$scratch" $(BIN)/python -m pytest -rs --durations=10 \
+		-n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 .PHONY: test-cluster
 test-cluster: $(VENV)/.development  ## Brokers as processes on etcd and S3, killed and stopped under load

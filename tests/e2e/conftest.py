@@ -22,7 +22,7 @@ MakeBroker = Callable[..., Broker]
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[BROKERS] = []
     # A run that is told to stop ends its brokers first, as on Ctrl-C.
-    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 @pytest.hookimpl(hookwrapper=True)

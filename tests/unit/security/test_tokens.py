@@ -135,6 +135,7 @@ def test_a_token_without_key_id() -> None:
         key_set(ED, key_ops=["sign"]),
         b" " * ((1 << 20) + 1),
     ],
+    ids=lambda jwks: f"{len(jwks)} bytes",
 )
 def test_key_sets_that_are_refused(jwks: bytes) -> None:
     """No key that can check a signature, no start: secrets, short keys and keys for other uses don't count."""
