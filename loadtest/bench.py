@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from loadtest import fetch_bench, idle, latency, partitions, produce_bench, small_requests
+from loadtest import fetch_bench, idle, latency, one_address, partitions, produce_bench, small_requests
 from loadtest.measure import machine_shape, report
 from loadtest.target import Target, started
 
@@ -34,9 +34,12 @@ the client; CPU seconds per GB and microseconds per request are steadier, and ra
 | seconds a case | {seconds:g} |
 """
 
+ONE_ADDRESS = """Brokers of two workers each, and the CPU time of both: clients that reach every worker, and
+clients that are spread over them by one address, so that half of what they send is passed on."""
+
 
 def cases(seconds: float) -> list[tuple[str, str, Callable[[Target], tuple[Rows, dict[str, Any]]]]]:
-    """Title, aim, and what measures it."""
+    """Title, aim, and what measures it on a broker with one worker."""
     return [
         (
             "Produce at full speed",
@@ -127,6 +130,8 @@ def main() -> None:
             rows, summary = measure(broker)
         printed = report(title, rows, summary)
         parts.append(markdown(title, aim, printed["rows"], {name: printed[name] for name in summary}))
+    rows = one_address.measure(options.data_parent, max(2.0, options.seconds / 2))
+    parts.append(markdown("Behind one address", ONE_ADDRESS, report("Behind one address", rows)["rows"], {}))
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text("\n".join(parts))
     print(f"written to {options.out}")

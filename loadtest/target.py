@@ -10,7 +10,7 @@ import argparse
 import contextlib
 import json
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -101,8 +101,10 @@ def target(options: argparse.Namespace) -> Iterator[Target]:
 
 
 @contextlib.contextmanager
-def started(data_parent: Path | None = None) -> Iterator[Target]:
-    """A broker with one worker on default settings, for as long as the block runs."""
+def started(
+    data_parent: Path | None = None, workers: int = 1, environment: Mapping[str, str] | None = None
+) -> Iterator[Target]:
+    """A broker, with one worker and on default settings unless told otherwise, for as long as the block runs."""
     data_dir = data_parent / f"kafscale-{uuid.uuid4().hex[:8]}" if data_parent else None
-    with BrokerProcess(workers=1, data_dir=data_dir) as broker:
+    with BrokerProcess(workers, data_dir, environment) as broker:
         yield from_broker_json(broker.data_dir / "broker.json")
