@@ -21,6 +21,7 @@ from pathlib import Path
 
 from kafscale.protocol.api import ApiKey
 from kafscale.protocol.messages.api_versions import ApiVersionsRequest
+from kafscale.protocol.messages.metadata import MetadataRequest, MetadataRequestTopic
 from kafscale.protocol.messages.sasl_authenticate import SaslAuthenticateRequest
 from kafscale.protocol.messages.sasl_handshake import SaslHandshakeRequest
 from kafscale.security.credentials import format_credential, make_credential
@@ -44,7 +45,7 @@ USER, PASSWORD = "alice", "wonderland"
 
 
 class Server:
-    """A broker of one worker with listeners `plain`, `tls` and `sasl`, and the CA's file."""
+    """A broker of one worker with listeners `plain`, `tls`, `mutual` and `sasl`, and how clients speak to them."""
 
     def __init__(self, process: BrokerProcess, folder: Path) -> None:
         self.target: Target = from_broker_json(process.data_dir / "broker.json")
@@ -52,6 +53,8 @@ class Server:
         self.ports = {name: int(one["ports"][0]) for name, one in listeners.items()}
         self.ca_file = str(folder / "ca.pem")
         self.context = ssl.create_default_context(cafile=self.ca_file)
+        self.certified = ssl.create_default_context(cafile=self.ca_file)
+        self.certified.load_cert_chain(folder / "client.pem")
 
 
 @contextlib.contextmanager
@@ -63,17 +66,25 @@ def server() -> Iterator[Server]:
             format_credential(USER, mechanism, make_credential(mechanism, PASSWORD, os.urandom(24), 4096))
             for mechanism in HASH_OF
         ]
-        files = {"ca.pem": authority.pem, "server.pem": chain, "server.key": key, "keys.json": tokens.key_set()}
+        files = {
+            "ca.pem": authority.pem,
+            "client.pem": b"".join(authority.client(USER)),
+            "server.pem": chain,
+            "server.key": key,
+            "keys.json": tokens.key_set(),
+        }
         for file, content in (files | {"users": "\n".join(keys).encode()}).items():
             (folder / file).write_bytes(content)
-        ports = {kind: free_port() for kind in ("plain", "tls", "sasl")}
+        ports = {kind: free_port() for kind in ("plain", "tls", "mutual", "sasl")}
         mechanisms = ",".join((*HASH_OF, "PLAIN", "OAUTHBEARER"))
         settings = {
             "LISTENERS": f"plain://127.0.0.1:{ports['plain']}?protocol=PLAINTEXT,"
             f"tls://127.0.0.1:{ports['tls']}?protocol=SSL&advertise=localhost&client_auth=none,"
+            f"mutual://127.0.0.1:{ports['mutual']}?protocol=SSL&advertise=localhost,"
             f"sasl://127.0.0.1:{ports['sasl']}?protocol=SASL_PLAINTEXT&mechanisms={mechanisms}",
             "BROKER_TLS_CERT_FILE": str(folder / "server.pem"),
             "BROKER_TLS_KEY_FILE": str(folder / "server.key"),
+            "BROKER_TLS_CLIENT_CA_FILE": str(folder / "ca.pem"),
             "SASL_CREDENTIALS_FILE": str(folder / "users"),
             "SASL_OAUTHBEARER_JWKS_FILE": str(folder / "keys.json"),
             "SASL_OAUTHBEARER_ISSUER": ISSUER,
@@ -136,25 +147,35 @@ def idle(served: Server) -> Rows:
     """What the worker's memory grows by for each connection that has asked for versions and is silent."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    rows = []
-    for name, context in (("plain", None), ("tls", served.context)):
+    cases: list[tuple[str, str, ssl.SSLContext | None, int]] = [
+        ("plain text", "plain", None, 0),
+        ("TLS", "tls", served.context, 0),
+        ("TLS with client certificates", "mutual", served.certified, 0),
+        ("TLS, after a request of 300 KB", "tls", served.context, 300),
+    ]
+    return [_idle(served, *case) for case in cases]
 
-        def greeted(name: str = name, context: ssl.SSLContext | None = context) -> socket.socket:
-            connection = socket.create_connection(("127.0.0.1", served.ports[name]), 60)
-            if context is not None:
-                connection = context.wrap_socket(connection, server_hostname="localhost")
-            exchange(connection, ApiKey.API_VERSIONS, 3, ApiVersionsRequest())
-            return connection
 
-        for _ in range(WARM_UP):
-            greeted().close()
-        with contextlib.ExitStack() as stack:
-            before = served.target.worker_resident_bytes()
-            for _ in range(IDLE_CONNECTIONS):
-                stack.enter_context(greeted())
-            grown = served.target.worker_resident_bytes() - before
-        rows.append({"listener": name, "connections": IDLE_CONNECTIONS, "KB each": grown / IDLE_CONNECTIONS / 1000})
-    return rows
+def _idle(served: Server, what: str, listener: str, context: ssl.SSLContext | None, topics: int) -> dict[str, object]:
+    def greeted() -> socket.socket:
+        connection = socket.create_connection(("127.0.0.1", served.ports[listener]), 60)
+        if context is not None:
+            connection = context.wrap_socket(connection, server_hostname="localhost")
+        exchange(connection, ApiKey.API_VERSIONS, 3, ApiVersionsRequest())
+        if topics:
+            named = [MetadataRequestTopic(name="/" * 1000) for _ in range(topics)]
+            request = MetadataRequest(topics=named, allow_auto_topic_creation=False)
+            exchange(connection, ApiKey.METADATA, 9, request)
+        return connection
+
+    for _ in range(WARM_UP):
+        greeted().close()
+    with contextlib.ExitStack() as stack:
+        before = served.target.worker_resident_bytes()
+        for _ in range(IDLE_CONNECTIONS):
+            stack.enter_context(greeted())
+        grown = served.target.worker_resident_bytes() - before
+    return {"connections": what, "number": IDLE_CONNECTIONS, "KB each": grown / IDLE_CONNECTIONS / 1000}
 
 
 # Logins
