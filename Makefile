@@ -99,7 +99,7 @@ test-cluster: $(VENV)/.development  ## Brokers as processes on etcd and S3, kill
 test-clients: $(VENV)/.development  ## Every client library by every listener and way to log in
 	@scratch=$$(mktemp -d "$${TMPDIR:-/tmp}/kafscale.XXXXXX"); trap 'rm -rf "$$scratch"' EXIT; \
 	TMPDIR="$$scratch" $(BIN)/python -m pytest -m "clients or not clients" -v -rs $(ARGS) \
-		tests/e2e/test_security_clients.py tests/e2e/test_clients_page.py
+		tests/e2e/test_security_clients.py tests/e2e/test_clients_page.py tests/e2e/test_acls.py
 
 .PHONY: test-acls
 test-acls: $(VENV)/.development  ## A million random decisions, compiled rules against a naive reading

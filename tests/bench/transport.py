@@ -132,9 +132,10 @@ def throughput(served: Server, seconds: float) -> Rows:
                 "TLS MB/s": tls[0] * 1000,
                 "TLS / plain": tls[0] / plain[0],
                 "worker CPU-s/GB, plain": plain[1],
-                "TLS ": tls[1],
+                "worker CPU-s/GB, TLS": tls[1],
+                "of these plain / TLS": plain[1] / tls[1],
                 "client CPU-s/GB, plain": plain[2],
-                "TLS  ": tls[2],
+                "client CPU-s/GB, TLS": tls[2],
             }
         )
     return rows

@@ -5,13 +5,13 @@ opened by what is broken. Clients are known by their client ids here, unless a t
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import re
 import shutil
 import signal
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -44,6 +44,7 @@ from kafka.admin import ResourceType as KafkaPythonResourceType
 from kafka.errors import ClusterAuthorizationFailedError
 
 from loadtest.broker_process import wait_for
+from supervisor import cli
 from tests.e2e import confluent_clients as clients
 from tests.e2e.acl_probe import Probe
 from tests.e2e.broker import Broker
@@ -219,6 +220,7 @@ def test_kafka_python_keeps_acls(guarded: Broker, topic: str) -> None:
         stranger.close()
 
 
+@pytest.mark.clients
 @pytest.mark.java
 @pytest.mark.skipif(not (shutil.which("java") and shutil.which("javac")), reason="no Java development kit")
 def test_the_java_client_keeps_acls(guarded: Broker, topic: str, tmp_path: Path) -> None:
@@ -415,18 +417,16 @@ def test_behind_one_address_the_owner_goes_by_who_the_client_is(make_broker: Mak
 
 
 def check(*words: str, password: str = "", **environ: str) -> tuple[int, str, str]:
-    """`kafscale acl check`: exit code, output, complaints."""
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("KAFSCALE_")}
-    done = subprocess.run(
-        [sys.executable, "-m", "kafscale", "acl", "check", *words],
-        env=inherited | environ,
-        input=password,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S,
-        check=False,
-    )
-    return done.returncode, done.stdout, done.stderr
+    """`kafscale acl check`: exit code, output, complaints. In this process: others would mostly import."""
+    out, errors = io.StringIO(), io.StringIO()
+    with (
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(errors),
+        pytest.MonkeyPatch.context() as patched,
+    ):
+        patched.setattr(sys, "stdin", io.StringIO(password))
+        code = cli.run(["acl", "check", *words], environ)
+    return code, out.getvalue(), errors.getvalue()
 
 
 def test_acl_check_says_what_the_running_broker_decides(guarded: Broker, admin: AdminClient, topic: str) -> None:
