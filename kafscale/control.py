@@ -113,6 +113,7 @@ class Configure(msgspec.Struct, frozen=True, tag=True):
     peers: PeerSockets | None = None
     # None where a worker has no siblings.
     census_fd: int | None = None
+    quota_use_fd: int | None = None
 
 
 class ClusterVersion(msgspec.Struct, frozen=True, tag=True):

@@ -146,8 +146,10 @@ class _Declaring:
         *,
         per_worker: bool = False,
         sparse: bool = False,
+        scale: float = 1.0,
     ) -> Metric:
-        return self._add("counter", name, help_text, labels=labels or {}, per_worker=per_worker, sparse=sparse)
+        known = labels or {}
+        return self._add("counter", name, help_text, labels=known, per_worker=per_worker, sparse=sparse, scale=scale)
 
     def gauge(self, name: str, help_text: str, *, scale: float = 1.0) -> Metric:
         """What is now, not what has been: shown per worker, and zeroed when a worker's next incarnation begins."""
@@ -287,6 +289,14 @@ GROUPS = _declare.gauge("kafscale_groups", "Consumer groups that this worker coo
 GROUP_MEMBERS = _declare.gauge("kafscale_group_members", "Members of those groups.")
 REBALANCES = _declare.counter("kafscale_group_rebalances_total", "Rebalances completed.")
 OFFSET_COMMITS = _declare.counter("kafscale_offset_commits_total", "Partition offsets committed.")
+
+# Quotas.
+THROTTLED = _declare.counter(
+    "kafscale_throttled_requests_total",
+    "Requests after which a client was not read for a while, by the quota that it has used up.",
+    {"quota": ("produce", "fetch", "request")},
+)
+THROTTLED_US = _declare.counter("kafscale_throttled_seconds_total", "For how long, added up.", scale=MICRO)
 
 # Authorization.
 DENIALS = _declare.counter(

@@ -30,6 +30,7 @@ from kafscale.coordination.opening import open_coordination
 from kafscale.coordination.store import CoordinationStore
 from kafscale.errors import StoreError, StoreFailed
 from kafscale.metrics import MetricsBlock
+from kafscale.quota_use import QuotaUse
 from kafscale.security.cluster_secret import ClusterSecret, read_secret
 from kafscale.storage.cluster_log import FIRST_VERSION
 from kafscale.storage.directory import check_format, complete_names
@@ -100,6 +101,7 @@ class Supervisor:
         self._listeners: Listeners | None = None
         self._blocks: dict[int, MetricsBlock] = {}
         self._census: Census | None = None
+        self._quota_use: QuotaUse | None = None
         self._store: ObjectStore | None = None
         self._store_answered_at = clock.monotonic()
         self._coordination: CoordinationStore = coordination or open_coordination(settings, clock, random_source)
@@ -186,7 +188,8 @@ class Supervisor:
         self._blocks = {index: MetricsBlock.create() for index in range(settings.workers)}
         addresses_max = 0 if settings.connections_max_per_address is None else settings.connections_max
         census = self._census = Census.create(settings.workers, addresses_max)
-        fds = [block.fd for block in self._blocks.values()] + [census.fd]
+        quota_use = self._quota_use = QuotaUse.create(settings.workers)
+        fds = [block.fd for block in self._blocks.values()] + [census.fd, quota_use.fd]
         block_fds = [fd for fd in fds if fd is not None]
         self._spawner = Spawner(
             self._worker_command, [*self._listeners.descriptors(), *block_fds, self._lock], self._clock
@@ -291,6 +294,7 @@ class Supervisor:
             security=self._security.security,
             peers=self._listeners.peer_sockets(post.index),
             census_fd=None if self._census is None else self._census.fd,
+            quota_use_fd=None if self._quota_use is None else self._quota_use.fd,
         )
 
     # What the control plane reports.
@@ -401,6 +405,8 @@ class Supervisor:
         await self._acls.close()
         if self._census is not None:
             self._census.close()
+        if self._quota_use is not None:
+            self._quota_use.close()
         for block in self._blocks.values():
             block.close()
         if self._lock is not None:

@@ -32,6 +32,7 @@ from workers.caller import Caller, Gate
 if TYPE_CHECKING:
     from workers.connections import Connections
     from workers.listener import Listener
+    from workers.quotas import Charge
 
 # Called once, with a connection that was just made and its transport.
 Welcome = Callable[["Connection", asyncio.Transport], None]
@@ -58,6 +59,9 @@ _PAUSED_WRITING: Final = 2
 _PAUSED_MEMORY: Final = 4
 _PAUSED_HELD: Final = 8
 _PAUSED_FOR_GOOD: Final = 16
+_PAUSED_MUTED: Final = 32
+# Why no request is begun.
+_PAUSED_BEGINNING: Final = _PAUSED_WRITING | _PAUSED_MUTED
 
 
 class Forwarded(Protocol):
@@ -108,6 +112,11 @@ class Pending:
     def give_results(self, results: Sequence[FetchResult]) -> None:
         """Answer a Fetch of which other workers serve a part. Only where `wants_results`."""
         raise NotImplementedError
+
+    def charged(self, charge: Charge) -> Pending:
+        """Where the answer goes from now on, so that its client is charged for the request. The same, and nothing done,
+        where others see to that."""
+        return self
 
     def note_errors(self) -> None:
         """Some of what a Produce sent is refused. Of interest where others must know before the client does."""
@@ -171,6 +180,42 @@ class OrderedPending(Pending):
         assert self._connection.head is self and not self._is_answered
         self._connection.emit_part(buffer)
 
+    def charged(self, charge: Charge) -> Pending:
+        charged = ChargedPending(self._connection)
+        self._connection.begin_charging(self, charged)
+        return charged.charged(charge)
+
+
+class ChargedPending(OrderedPending):
+    """The same, on a connection whose requests may be charged to somebody's quota. Those of all others cost nothing."""
+
+    __slots__ = ("_charge",)
+
+    def __init__(self, connection: Connection) -> None:
+        super().__init__(connection)
+        self._charge: Charge | None = None
+
+    def charged(self, charge: Charge) -> Pending:
+        # What could not be passed on and is served here has been charged before.
+        if self._charge is None:
+            self._charge = charge
+            charge.begin(self._connection)
+        return self
+
+    def answer(self, buffers: Answer | None) -> None:
+        super().answer(self._settled(buffers))
+
+    def answer_with_others(self, buffers: Answer) -> None:
+        super().answer_with_others(cast("Answer", self._settled(buffers)))
+
+    def answer_part(self, buffer: Buffer) -> None:
+        charge, self._charge = self._charge, None
+        super().answer_part(buffer if charge is None else charge.settle_parts(self._connection, buffer))
+
+    def _settled(self, answer: Answer | None) -> Answer | None:
+        charge, self._charge = self._charge, None
+        return answer if charge is None else charge.settle(self._connection, answer)
+
 
 class Connection(Caller, asyncio.BufferedProtocol):
     """The state of one connection. Methods with asyncio's names are called by the transport."""
@@ -185,6 +230,7 @@ class Connection(Caller, asyncio.BufferedProtocol):
         "_is_working",
         "_out",
         "_paused",
+        "_pending_type",
         "_region",
         "_shared",
         "_tail",
@@ -229,6 +275,7 @@ class Connection(Caller, asyncio.BufferedProtocol):
         # Requests begun and not answered, in order; whether the one there is keeps all others waiting.
         self.head: OrderedPending | None = None
         self._tail: OrderedPending | None = None
+        self._pending_type: type[OrderedPending] = OrderedPending
         self._in_flight = 0
         self._is_exclusive = False
         # Requests received and not begun.
@@ -451,7 +498,7 @@ class Connection(Caller, asyncio.BufferedProtocol):
     def _may_begin(self, is_produce: bool, size: int) -> bool:
         """Whether the next request, of `size` bytes, may begin now. If not, something is set up that will call
         `begin_waiting`."""
-        if self._paused & _PAUSED_WRITING:
+        if self._paused & _PAUSED_BEGINNING:
             return False
         if not is_produce:
             if self.head is not None:
@@ -470,7 +517,7 @@ class Connection(Caller, asyncio.BufferedProtocol):
         return True
 
     def _begin(self, buffer: bytearray | memoryview, start: int, end: int, is_produce: bool) -> None:
-        pending = OrderedPending(self)
+        pending = self._pending_type(self)
         if self._tail is None:
             self.head = pending
         else:
@@ -485,7 +532,8 @@ class Connection(Caller, asyncio.BufferedProtocol):
         except ProtocolError as error:
             self._shared.complain(self, "protocol", str(error))
             self._stop_receiving()
-            pending.close_connection("protocol")
+            # Another has taken its place, if charging has begun with it.
+            (self._tail or pending).close_connection("protocol")
 
     def _wait(self, buffer: bytearray | memoryview, start: int, end: int) -> None:
         if self._waiting is None:
@@ -539,6 +587,42 @@ class Connection(Caller, asyncio.BufferedProtocol):
         """Produce requests may begin again."""
         self._resume(_PAUSED_HELD)
         self.begin_waiting()
+
+    # -- quotas ------------------------------------------------------------------------------------------------------
+
+    def begin_charging(self, before: OrderedPending, charged: ChargedPending) -> None:
+        """Let the request that was begun last be answered by `charged`, and all that come by such."""
+        self._pending_type = ChargedPending
+        if self.head is before:
+            self.head = charged
+        else:
+            previous = self.head
+            while previous is not None and previous._next is not before:
+                previous = previous._next
+            assert previous is not None, "only what is under way can be charged"
+            previous._next = charged
+        assert self._tail is before
+        self._tail = charged
+
+    def end_charging(self) -> None:
+        """Nothing that was found out about what counts for the client holds any more."""
+        self._pending_type = OrderedPending
+        self.repeated_produce = None
+
+    def mute(self, seconds: float) -> None:
+        """Read nothing, and begin nothing that was received, for so long: the client has used up its quota."""
+        if not self.is_closed and self._shared.mute(self, seconds):
+            self._pause(_PAUSED_MUTED)
+
+    def unmute(self) -> None:
+        # The silence was not the client's.
+        self.last_active = self._shared.now
+        self._resume(_PAUSED_MUTED)
+        self.begin_waiting()
+
+    @property
+    def is_muted(self) -> bool:
+        return self._paused & _PAUSED_MUTED != 0
 
     @property
     def unanswered(self) -> int:

@@ -117,6 +117,8 @@ class Connections:
         self._census = census or Census.alone()
         self._starved: dict[Connection, None] = {}
         self._held: dict[Holdable, None] = {}
+        # Who has used up its quota, with the time until which it is not read, and the timer that ends that.
+        self._muted: dict[Connection, tuple[float, Timer]] = {}
         self._round: list[Connection] = []
         self._dirty: list[Connection] = []
         self._is_flush_due = False
@@ -142,12 +144,14 @@ class Connections:
         self.flush_dirty()
         for connection in list(self._all):
             connection.close("drain")
+            self.forget_muted(connection)
 
     async def drain(self) -> None:
         """Receive nothing more, and return when all that was received is answered and handed to the transports."""
         self._is_draining = True
         for connection in list(self._all):
             connection.stop_reading()
+        self.unmute_all()
         while any(connection.unanswered for connection in self._all):
             await self._clock.sleep(DRAIN_POLL_SECONDS)
         self.flush_dirty()
@@ -157,6 +161,7 @@ class Connections:
         self._is_draining = True
         for connection in list(self._all):
             connection.close(reason)
+            self.forget_muted(connection)
             connection.abort()
 
     # -- coming and going --------------------------------------------------------------------------------------------
@@ -225,6 +230,7 @@ class Connections:
         self._receiving.pop(connection, None)
         self._starved.pop(connection, None)
         self._held.pop(connection, None)
+        self.forget_muted(connection)
         self.cells[CONNECTIONS_OPEN] = len(self._all)
         self._count()
 
@@ -306,6 +312,40 @@ class Connections:
         """Undo `hold`."""
         self._held.pop(connection, None)
 
+    def mute(self, connection: Connection, seconds: float) -> bool:
+        """Call its `unmute` after so long. False, and nothing done, where all that was received is to be served now."""
+        if self._is_draining:
+            return False
+        until = self._clock.monotonic() + seconds
+        before = self._muted.get(connection)
+        if before is not None:
+            if before[0] >= until:
+                return True
+            before[1].cancel()
+        self._muted[connection] = (until, self._clock.call_later(seconds, self._unmute, connection))
+        return True
+
+    def _unmute(self, connection: Connection) -> None:
+        self.forget_muted(connection)
+        self.turn_left = BEGUN_PER_TURN_MAX
+        connection.unmute()
+
+    def forget_muted(self, connection: Connection) -> None:
+        """Undo `mute`."""
+        muted = self._muted.pop(connection, None)
+        if muted is not None:
+            muted[1].cancel()
+
+    def unmute_all(self) -> None:
+        for connection in list(self._muted):
+            self._unmute(connection)
+
+    def quotas_changed(self) -> None:
+        """Nothing that was found out about what counts for whom holds any more; who owes still owes."""
+        for connection in self._all:
+            connection.end_charging()
+        self.unmute_all()
+
     def starve(self, connection: Connection) -> None:
         """Give the connection memory for its frame as soon as there is some."""
         self._starved[connection] = None
@@ -369,5 +409,9 @@ class Connections:
             if silent > CLOSING_SECONDS:
                 connection.abort()
         # Whoever waits for an answer is not idle, unless it is its own fault that it does not go out.
-        elif silent > self._idle_seconds and (not connection.unanswered or connection.is_paused):
+        elif (
+            silent > self._idle_seconds
+            and not connection.is_muted
+            and (not connection.unanswered or connection.is_paused)
+        ):
             connection.close("idle")

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from workers.listener import Listener
     from workers.ownership import Ownership
     from workers.producer_ids import ProducerIds
+    from workers.quotas import Quotas
     from workers.read_replicas import ReadReplicas
 
 
@@ -107,6 +108,7 @@ class Context:
     authenticator: Authenticator
     producer_ids: ProducerIds
     authority: Authority
+    quotas: Quotas
     # None where nothing is put on record.
     audit: Recorder | None
     metrics: MetricsBlock

@@ -129,6 +129,7 @@ class Dispatcher:
         self._context = context
         self._authority: Authority = context.authority
         self._audit = context.audit
+        self._quotas = context.quotas
         self._cells = context.metrics.cells
         self._rows = {int(h.api): _Row(h, context.settings.allow_admin_apis) for h in handlers}
         assert len(self._rows) == len(handlers), "an API is listed twice"
@@ -163,6 +164,28 @@ class Dispatcher:
             return
         if connection.is_named_by_client and header.client_id != connection.client_id:
             connection.take_name(header.client_id)
+        if not self._quotas.are_set:
+            self._pass_or_serve(row, header, connection, buffer, start, position, end, pending)
+            return
+        charge = self._quotas.charge(connection.principal, header, end - start + 4, now)
+        if charge is not None:
+            pending = pending.charged(charge)
+            charge.narrow(buffer, position, end)
+        self._pass_or_serve(row, header, connection, buffer, start, position, end, pending)
+        if charge is not None:
+            charge.left_to_others()
+
+    def _pass_or_serve(
+        self,
+        row: _Row,
+        header: RequestHeader,
+        connection: Caller,
+        buffer: bytearray | memoryview,
+        start: int,
+        position: int,
+        end: int,
+        pending: Pending,
+    ) -> None:
         if connection.forwards and self.forward is not None:
             passed = self.forward(row.api, row.failed, header, connection, buffer, start, position, end, pending)
             if passed:

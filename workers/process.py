@@ -40,6 +40,7 @@ from kafscale.control import (
 from kafscale.coordination.assignment import NODES_PER_BROKER, broker_of
 from kafscale.errors import KafscaleError
 from kafscale.metrics import ACL_SNAPSHOTS_REFUSED, MetricsBlock
+from kafscale.quota_use import QuotaUse
 from kafscale.security.snapshot import Snapshot
 from kafscale.storage.opening import open_store
 from workers.acceptor import BACKLOG, Acceptor, Pace
@@ -67,6 +68,7 @@ class Process(asyncio.Protocol):
         self._worker: Worker | None = None
         self._metrics: MetricsBlock | None = None
         self._census = Census.alone()
+        self._quota_use: QuotaUse | None = None
         # What came with `Configure` in one read. A version of the cluster log among it is not told twice.
         self._early: list[ToWorker] = []
         self._configure: Configure | None = None
@@ -133,6 +135,9 @@ class Process(asyncio.Protocol):
         if configure.census_fd is not None:
             self._census = Census.attach(configure.census_fd, configure.worker_index)
             self._census.begin_incarnation()
+        if configure.quota_use_fd is not None:
+            self._quota_use = QuotaUse.attach(configure.quota_use_fd, configure.worker_index)
+            self._quota_use.begin_incarnation()
         self._configure = configure
         # Ids must differ between incarnations: seeded by the operating system.
         source = random.Random(int.from_bytes(os.urandom(16), "big"))
@@ -147,6 +152,7 @@ class Process(asyncio.Protocol):
             self._stopped,
             dial=self._dial,
             census=self._census,
+            quota_use=self._quota_use,
         )
         for message in self._early:
             self._worker.receive(message)

@@ -30,6 +30,7 @@ from kafscale.protocol.wire import uvarint
 from kafscale.storage.partition import PartitionLog
 from workers.connection import SMALL_FRAME_BYTES, Pending
 from workers.context import Context, Request
+from workers.quotas import Charge
 from workers.waiting_produce import Waiting
 
 # Behind the records of the only partition: no tags of the partition, of the topic, of the request.
@@ -53,6 +54,7 @@ class _Known:
         "constant",
         "encode_answer",
         "generation",
+        "limits",
         "max_bytes",
         "partition",
         "rules",
@@ -78,6 +80,7 @@ class _Known:
         self.max_bytes = config.max_message_bytes
         self.before_max_ms = config.timestamp_before_max_ms
         self.after_max_ms = config.timestamp_after_max_ms
+        self.limits = context.quotas.limits_of(request.principal, request.header.client_id)
         # From correlation id, base offset and log start offset.
         self.encode_answer = encoder_of_one_result(self.version, self.topic, partition.index)
 
@@ -211,6 +214,10 @@ class RepeatedProduce:
             return False
         flusher = context.flusher
         base_offset, flush = flusher.append(partition, batch, header, now_ms)
+        if known.limits is not None:
+            charge = Charge(context.quotas, known.limits, ApiKey.PRODUCE, known.version, end - start + 4, now)
+            pending = pending.charged(charge)
+            charge.left_to_others()
         answers = flush.answers
         last = answers[-1] if answers else None
         if type(last) is not _WaitingRepeated:

@@ -54,6 +54,7 @@ from kafscale.metrics import (
     MetricsBlock,
 )
 from kafscale.protocol.api import ApiKey
+from kafscale.quota_use import QuotaUse
 from kafscale.security.cluster_secret import ClusterSecret
 from kafscale.security.snapshot import Snapshot
 from kafscale.storage.compaction import CompactionPolicy, Compactor
@@ -91,6 +92,7 @@ from workers.listener import Listener
 from workers.ownership import Ownership
 from workers.peers.peers import Dial, Peers, no_way
 from workers.producer_ids import ProducerIds
+from workers.quotas import Quotas
 from workers.read_replicas import ReadReplicas
 from workers.slabs import SlabPool
 from workers.upkeep import Upkeep
@@ -135,6 +137,7 @@ class Worker:
         bugs: PlantedBugs = NO_BUGS,
         dial: Dial = no_way,
         census: Census | None = None,
+        quota_use: QuotaUse | None = None,
     ) -> None:
         settings = configure.settings
         self.node_id = configure.node_id
@@ -158,15 +161,7 @@ class Worker:
         patience_seconds = settings.slot_release_timeout_ms / 1000
         earlier = EarlierLogs(metered, keys, clock, random_source, configure.log_id, patience_seconds, bugs)
         self.ownership = Ownership(
-            settings,
-            metered,
-            earlier,
-            clock,
-            self.cluster,
-            configure.log_id,
-            self.flusher,
-            self.groups,
-            bugs,
+            settings, metered, earlier, clock, self.cluster, configure.log_id, self.flusher, self.groups, bugs
         )
         self.checkpointer = Checkpointer(
             settings, metered, keys, clock, random_source, self.log, self.flusher, self.ownership, bugs
@@ -175,8 +170,8 @@ class Worker:
         self.lease = Lease(clock, self.log, settings.worker_hang_timeout_ms / 1000 * LEASE_SHARE)
         self.authority = Authority(clock, metrics, is_on=settings.acl_enabled)
         self.audit = None if settings.audit_log == "off" else Recorder(settings, clock, metrics, self.node_id, send)
+        self.quotas = Quotas(clock, metrics, quota_use or QuotaUse.alone(), self.cluster.state.quotas)
         self.authenticator = self._make_authenticator()
-        self.authenticator.follow(self.cluster.state)
         published = PublishedSlots(metered, keys, clock, random_source)
         self._read_replicas = ReadReplicas(published, clock, self.cluster, settings)
         context = self._make_context(reader, ProducerIds(metered, keys, clock, random_source, self.log_id), bugs)
@@ -207,9 +202,12 @@ class Worker:
     def _make_authenticator(self) -> Authenticator:
         settings, clock, metrics = self._settings, self._clock, self._metrics
         if self.audit is None:
-            return Authenticator(settings, clock, metrics, self._want_keys)
-        audit = self.audit
-        return Authenticator(settings, clock, metrics, self._want_keys, audit.logged_in, lambda: audit.admits)
+            made = Authenticator(settings, clock, metrics, self._want_keys)
+        else:
+            audit = self.audit
+            made = Authenticator(settings, clock, metrics, self._want_keys, audit.logged_in, lambda: audit.admits)
+        made.follow(self.cluster.state)
+        return made
 
     def _want_keys(self) -> None:
         self._send(KeysWanted())
@@ -245,6 +243,7 @@ class Worker:
             authenticator=self.authenticator,
             producer_ids=producer_ids,
             authority=self.authority,
+            quotas=self.quotas,
             audit=self.audit,
             metrics=self._metrics,
             bugs=bugs,
@@ -336,9 +335,13 @@ class Worker:
         self._send(AclsInForce(snapshot.generation))
 
     def _follow(self, payload: bytes) -> None:
-        state = apply(self.cluster.state, decode_version_without_acls(payload))
+        before = self.cluster.state
+        state = apply(before, decode_version_without_acls(payload))
         self.cluster.replace_state(state)
         self.authenticator.follow(state)
+        if state.quotas is not before.quotas:
+            self.quotas.follow(state.quotas)
+            self.connections.quotas_changed()
         self.ownership.apply_state(state)
         self._handovers.follow()
 

@@ -23,6 +23,7 @@ from kafscale.protocol.api import APIS, ApiKey, decode_response, encode_request
 from kafscale.protocol.batches import build_batch, read_header
 from kafscale.protocol.error_codes import ErrorCode
 from kafscale.protocol.schema import Message
+from kafscale.quota_use import QuotaUse
 from kafscale.storage.extents import Extent
 from kafscale.storage.keys import Keys
 from kafscale.storage.memory import MemoryStore
@@ -37,6 +38,7 @@ from workers.context import ClusterView
 from workers.dispatch import AnyHandler, Dispatcher
 from workers.listener import Listener
 from workers.producer_ids import ProducerIds
+from workers.quotas import Quotas
 
 NODE_ID = 0
 OTHER_NODE_ID = 1
@@ -100,6 +102,7 @@ class Node:
         is_authorization_on: bool = False,
         served: list[AnyHandler] | None = None,
         listener: Listener | None = None,
+        quota_use: QuotaUse | None = None,
     ) -> None:
         self.settings = settings or Settings()
         self.is_controller_silent = False
@@ -117,6 +120,7 @@ class Node:
         self.admin = Admin(self.clock, self._decide)
         store = MemoryStore(self.clock)
         self.authority = Authority(self.clock, self.bench.metrics, is_on=is_authorization_on)
+        self.quotas = Quotas(self.clock, self.bench.metrics, quota_use or QuotaUse.alone())
         self.context: Any = SimpleNamespace(
             settings=self.settings,
             clock=self.clock,
@@ -128,6 +132,7 @@ class Node:
             authenticator=Authenticator(self.settings, self.clock, self.bench.metrics, lambda: None),
             producer_ids=ProducerIds(store, Keys("test"), self.clock, random.Random(1), "me"),
             authority=self.authority,
+            quotas=self.quotas,
             audit=None,
             metrics=self.bench.metrics,
             tasks=set(),
@@ -159,6 +164,8 @@ class Node:
             state = apply(state, Version(state.version + 1, "controller", 0, changes))
             self.cluster.replace_state(state)
             self.context.authenticator.follow(state)
+            self.quotas.follow(state.quotas)
+            self.bench.connections.quotas_changed()
             self.ownership.follow(self.cluster)
         self.admin.on_reply(CommandReply(request.request_id, state.version, encode_results(results)))
 

@@ -35,6 +35,7 @@ from kafscale.protocol.batches import build_batch
 from kafscale.protocol.messages.fetch import FetchPartition, FetchRequest, FetchTopic
 from kafscale.protocol.messages.produce import PartitionProduceData, ProduceRequest, TopicProduceData
 from kafscale.protocol.schema import Message
+from kafscale.quota_use import QuotaUse
 from kafscale.storage.keys import Keys
 from kafscale.storage.partition import PartitionLog
 from kafscale.storage.reads import ColdReader
@@ -153,6 +154,7 @@ class WholeWorker:
         node_id: int = HERE,
         nodes: Sequence[NodeAddress] | None = None,
         dial: Dial = no_way,
+        quota_use: QuotaUse | None = None,
     ) -> None:
         self.clock = LoopClock()
         self.store = store or HeldStore()
@@ -183,6 +185,7 @@ class WholeWorker:
             self._sent,
             self.stopped.append,
             dial=dial,
+            quota_use=quota_use,
         )
         self._correlation_ids = itertools.count(1000)
 
@@ -251,8 +254,10 @@ class WholeWorker:
     def connect(self) -> Client:
         return Client(self.worker)
 
-    def send(self, client: Client, key: ApiKey, version: int, message: Message) -> None:
-        client.send(b"".join(encode_request(APIS[key], version, next(self._correlation_ids), "tester", message)))
+    def send(
+        self, client: Client, key: ApiKey, version: int, message: Message, client_id: str | None = "tester"
+    ) -> None:
+        client.send(b"".join(encode_request(APIS[key], version, next(self._correlation_ids), client_id, message)))
 
     async def call(self, key: ApiKey, version: int, message: Message, client: Client | None = None) -> Any:
         """The answer; None if the connection was closed instead."""

@@ -25,6 +25,7 @@ from kafscale.metrics import MetricsBlock
 from kafscale.protocol.api import APIS, ApiKey, decode_response, encode_request
 from kafscale.protocol.records import iterate_records
 from kafscale.protocol.schema import Buffer, Message
+from kafscale.quota_use import QuotaUse
 from kafscale.security.access import ANONYMOUS
 from kafscale.storage.flusher import Flusher, FlushPolicy
 from kafscale.storage.keys import Keys
@@ -43,6 +44,7 @@ from workers.dispatch import Dispatcher
 from workers.groups import Groups
 from workers.lease import Lease
 from workers.listener import Listener
+from workers.quotas import Quotas
 
 HERE, ELSEWHERE = 0, 1
 SLOTS = 8
@@ -116,6 +118,7 @@ class GroupNode:
         self.metrics = MetricsBlock.in_memory()
         context: Any = SimpleNamespace(
             audit=None,
+            quotas=Quotas(clock, self.metrics, QuotaUse.alone()),
             settings=self.settings,
             clock=clock,
             cluster=self.cluster,
