@@ -6,6 +6,7 @@ import random
 
 from kafscale.clock import Clock
 from kafscale.coordination.assignment import EndedLog
+from kafscale.storage.ended_logs import write_ended
 from kafscale.storage.keys import Keys
 from kafscale.storage.planted import NO_BUGS, PlantedBugs
 from kafscale.storage.store import ObjectStore
@@ -32,10 +33,13 @@ class LogEnder:
         self._bugs = bugs
 
     async def end_log(self, log_id: str, reason: str) -> EndedLog:
-        """End the log, however busy its owner is. Waits while the store gives no answers. Raises Corrupt,
-        StoreFailed."""
+        """End the log, however busy its owner is, and write down for its slots' new owners what it says. Waits while
+        the store gives no answers. Raises Corrupt, StoreFailed."""
         end = await seal_log(
             self._store, self._keys, log_id, self._clock, self._random, self._writer_id, reason, self._bugs
         )
+        # Of a swept log nothing is left to be said.
+        if end.sealed and end.objects:
+            await write_ended(self._store, self._keys, end)
         slots = end.checkpoint.slots if end.checkpoint is not None else {}
         return EndedLog(log_id, end.end == 0, {slot: place.epoch for slot, place in slots.items()})

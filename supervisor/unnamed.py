@@ -25,6 +25,7 @@ class Why(StrEnum):
     """Why an object that nothing names lies there, the least certain first."""
 
     NO_LOG = "there is no log of its writer"
+    NO_SEAL = "says what an ended log holds, and the log has not ended"
     DISOWNED = "its worker's newest checkpoint is newer, and neither names it nor gives it up"
     AFTER_THE_END = "written when its worker's log had ended"
     OVERDUE = "its log ended long ago, and no sweep has deleted it"
@@ -34,12 +35,13 @@ class Why(StrEnum):
     PROBE = "of a start that was broken off; it may be deleted"
     NOT_COUNTING = "above the end of its log: it does not count"
     MOVED = "of a log whose slots have moved: the sweep deletes it"
+    WRITTEN_DOWN = "says what an ended log holds, for those who take over: the sweep deletes it"
     ENDED = "of a log that has ended: the next sweep deletes it"
     LEFT_BEHIND = "given up by its worker, which has ended: the sweep deletes it"
     GIVEN_UP = "given up by its worker, which deletes it with the checkpoint after the next"
 
 
-_BAD = frozenset({Why.NO_LOG, Why.DISOWNED, Why.AFTER_THE_END, Why.OVERDUE})
+_BAD = frozenset({Why.NO_LOG, Why.NO_SEAL, Why.DISOWNED, Why.AFTER_THE_END, Why.OVERDUE})
 RANKS = {why: rank for rank, why in enumerate(Why)}
 
 
@@ -99,6 +101,8 @@ class Judge:
         log_id = writer_of(info.key)
         if log_id is None:
             return Why.YOUNG if is_young else Why.PROBE
+        if info.key.startswith(self._keys.ended_prefix):
+            return self._of_ended(log_id)
         if log_id in self._walked:
             return self._of_walked(info, self._walked[log_id], is_young)
         if log_id not in self._known:
@@ -108,6 +112,14 @@ class Judge:
             return Why.YOUNG if is_young else Why.NO_END
         if self._is_after(info, seal):
             return Why.AFTER_THE_END
+        return Why.OVERDUE if seal.created_ms < self._ages.overdue_ms else Why.ENDED
+
+    def _of_ended(self, log_id: str) -> Why:
+        walked, seal = self._walked.get(log_id), self._seals.get(log_id)
+        if walked is not None:
+            return Why.WRITTEN_DOWN if walked.sealed else Why.NO_SEAL
+        if seal is None:
+            return Why.NO_SEAL if log_id in self._known else Why.NO_LOG
         return Why.OVERDUE if seal.created_ms < self._ages.overdue_ms else Why.ENDED
 
     def _is_after(self, info: ObjectInfo, seal: LogSeal) -> bool:

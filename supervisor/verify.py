@@ -25,12 +25,13 @@ from kafscale.config import Settings
 from kafscale.coordination.cluster import ClusterState, decode_version
 from kafscale.errors import Corrupt, ObjectMissing, StartError
 from kafscale.storage.cluster_log import FIRST_VERSION, ClusterLog
+from kafscale.storage.ended_logs import decode_ended
 from kafscale.storage.keys import Keys, index_of, sequence_of, writer_of
 from kafscale.storage.opening import open_store
 from kafscale.storage.partition import EpochStart
 from kafscale.storage.retrying import InsistingStore
 from kafscale.storage.store import ObjectInfo, ObjectStore, Purpose
-from kafscale.storage.takeover import LogReader
+from kafscale.storage.takeover import LogReader, find_end
 from kafscale.storage.verification import Wrong, check_index, check_object, expected_row, least_size, ranges_of
 from supervisor.audit_anchors import read_anchor
 from supervisor.bucket_reader import BucketReader, Contents, Finding, LoadedPartition
@@ -56,7 +57,7 @@ _ID = "[0-9a-f]{32}"
 _NUMBER = "[0-9]{20}"
 _SEGMENT = rf"[a-zA-Z0-9._-]+/{_ID}/[0-9]+/segment-{_NUMBER}-{_ID}-[0-9]+\.(kfs|index)"
 _KEYS = re.compile(
-    rf"(cluster|pids|audit/[0-9]{{10}})/{_NUMBER}|(log|manifest|pack)/{_ID}/{_NUMBER}|topics/{_SEGMENT}|probe/[^/]+"
+    rf"(cluster|pids|audit/[0-9]{{10}})/{_NUMBER}|(log|ended|manifest|pack)/{_ID}/{_NUMBER}|topics/{_SEGMENT}|probe/[^/]+"
 )
 
 
@@ -178,6 +179,8 @@ class Verifier:
         await self._each(pids, self._check_producer_ids, "blocks of producer ids")
         anchors = [key for key in self._listed if key.startswith(self._keys.audit_prefix)]
         await self._each(anchors, self._check_anchor, "audit anchors")
+        ended = [key for key in self._listed if key.startswith(self._keys.ended_prefix)]
+        await self._each(ended, self._check_ended, "summaries of ended logs")
 
     async def _check_version(self, number: int) -> None:
         key = self._keys.cluster(number)
@@ -187,6 +190,27 @@ class Verifier:
                 raise Corrupt("its content is of another version")
         except (Corrupt, StartError) as error:
             self._find(Finding(Wrong.CORRUPT, key, str(error)))
+
+    async def _check_ended(self, key: str) -> None:
+        """That it is whole, and says what the log says."""
+        log_id = str(writer_of(key))
+        try:
+            written_down = decode_ended(await self._store.get(key, Purpose.RECOVERY), log_id, self._keys)
+        except ObjectMissing:
+            return  # Swept meanwhile.
+        except Corrupt as error:
+            self._find(Finding(Wrong.CORRUPT, key, f"{error} (whoever takes over reads the log itself)"))
+            return
+        try:
+            end = await find_end(self._reader, log_id)
+        except Corrupt:
+            return  # The log's own affair.
+        if end != written_down and (end.objects or not end.sealed):
+            problem = f"says that the log ended at {written_down.end}, replayed from {written_down.replay_from}, and it"
+            problem += (
+                f" {'ended at' if end.sealed else 'has not ended, and goes to'} {end.end}, from {end.replay_from}"
+            )
+            self._find(Finding(Wrong.CORRUPT, key, problem))
 
     async def _check_producer_ids(self, key: str) -> None:
         body = await self._store.get(key, Purpose.RECOVERY)

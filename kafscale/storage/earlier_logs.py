@@ -2,9 +2,10 @@
 
 Owns what was read of the logs that slots to be loaded were assigned to before, and when each is looked at next. What
 must always hold: a slot is said to be ready only when for every earlier assignment in its list the log has ended, or a
-counting checkpoint of it says that the slot was released at that epoch or a later one. A hint (`heard`) only says where
-to look at once. It reads the store; should it give no answers, the reading waits. A log that keeps a slot for longer
-than its patience is ended: whoever writes it is fenced, and what it acknowledged is kept.
+counting checkpoint of it says that the slot was released at that epoch or a later one. What an ended log says may have
+been written down by whoever ended it (`ended_logs.py`). A hint (`heard`) only says where to look at once. It reads the
+store; should it give no answers, the reading waits. A log that keeps a slot for longer than its patience is ended:
+whoever writes it is fenced, and what it acknowledged is kept.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 import msgspec
 
 from kafscale.clock import Clock
+from kafscale.storage.ended_logs import read_ended
 from kafscale.storage.keys import Keys
 from kafscale.storage.planted import NO_BUGS, PlantedBugs
 from kafscale.storage.store import ObjectStore
@@ -198,6 +200,10 @@ class EarlierLogs:
                 hinted.cancel()
 
     async def _walk(self, awaited: _Awaited) -> LogEnd:
+        if awaited.end is None:
+            written_down = await read_ended(self._store, self._keys, awaited.log_id)
+            if written_down is not None:
+                return written_down
         if self._clock.monotonic() - awaited.since >= self._patience_seconds:
             log.warning("a log does not release its slots and is ended", extra={"log_id": awaited.log_id})
             await seal_log(

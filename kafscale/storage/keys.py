@@ -2,6 +2,7 @@
 
     {namespace}/cluster/{version:020d}                          a version of the cluster log
     {namespace}/log/{log_id}/{sequence:020d}                    an object of a worker's log
+    {namespace}/ended/{log_id}/{0:020d}                         what that log says from its last checkpoint to its end
     {namespace}/manifest/{log_id}/{number:020d}                 manifests written by that log's worker
     {namespace}/pack/{log_id}/{number:020d}                     compacted batches of many partitions
     {namespace}/topics/{topic}/{topic_id}/{partition}/segment-{base_offset:020d}-{log_id}-{number}.kfs  (and .index)
@@ -35,6 +36,7 @@ class Keys:
         self.namespace = namespace
         self.cluster_prefix = f"{namespace}/cluster/"
         self.log_prefix = f"{namespace}/log/"
+        self.ended_prefix = f"{namespace}/ended/"
         self.manifest_prefix = f"{namespace}/manifest/"
         self.pack_prefix = f"{namespace}/pack/"
         self.topics_prefix = f"{namespace}/topics/"
@@ -49,6 +51,9 @@ class Keys:
 
     def log_objects(self, log_id: str) -> str:
         return f"{self.log_prefix}{log_id}/"
+
+    def ended(self, log_id: str) -> str:
+        return f"{self.ended_prefix}{log_id}/{0:020d}"
 
     def manifest(self, log_id: str, number: int) -> str:
         return f"{self.manifest_prefix}{log_id}/{number:020d}"
@@ -85,11 +90,12 @@ def sequence_of(key: str) -> int:
 
 
 def writer_of(key: str) -> str | None:
-    """The id of the log whose worker wrote a log, manifest, pack or segment object; None for other keys."""
+    """The id of the log whose worker wrote a log, manifest, pack or segment object, or that the object speaks of; None
+    for other keys."""
     folder, _, name = key.rpartition("/")
     if name.startswith("segment-"):
         return name.removesuffix(".index").removesuffix(".kfs").rsplit("-", 2)[1]
     parts = folder.rsplit("/", 2)
-    if len(parts) == 3 and parts[1] in ("log", "manifest", "pack"):
+    if len(parts) == 3 and parts[1] in ("log", "ended", "manifest", "pack"):
         return parts[2]
     return None

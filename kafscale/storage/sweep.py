@@ -158,7 +158,7 @@ class _Sweeper:
         keys = self._keys
         found: dict[str, list[ObjectInfo]] = {}
         newest_ms = 0
-        for prefix in (keys.log_prefix, keys.manifest_prefix, keys.pack_prefix, keys.topics_prefix):
+        for prefix in (keys.log_prefix, keys.ended_prefix, keys.manifest_prefix, keys.pack_prefix, keys.topics_prefix):
             for number, info in enumerate(await self._list(prefix)):
                 self.result.examined += 1
                 self.result.examined_bytes += info.size
@@ -237,8 +237,12 @@ class _Sweeper:
             return
         self.result.swept_logs += 1
         seals = await self._seals(info.key for info in objects if info.key.startswith(self._keys.log_prefix))
+        # What was written down of it goes first, since it speaks of the rest.
+        await self._delete([info for info in objects if info.key.startswith(self._keys.ended_prefix)])
         garbage: list[ObjectInfo] = []
         for info in objects:
+            if info.key.startswith(self._keys.ended_prefix):
+                continue
             if info.key in seals and not self._bugs.seal_deleted:
                 continue
             if info.key in named:

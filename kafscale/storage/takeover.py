@@ -12,6 +12,8 @@ rules (docs/adr/0003-the-log-and-fencing.md):
 - Seals are tried at the next eight numbers at once, twice the most that an owner has in flight.
 - Of a log with the sweep's mark nothing counts any more, and it has ended, whatever is left of it (`sweep.py`). The
   mark is a seal of the sweep's above all numbers that owner or sealers ever try, put before anything is deleted.
+- Of a log that has ended nothing changes any more, so whoever ended it may write down what it read (`ended_logs.py`),
+  and whoever takes over may go by that.
 
 Decisions rest on objects read by key; a listing only says where to look first.
 """

@@ -37,7 +37,7 @@ from kafscale.storage.s3 import S3Store, S3Target
 from loadtest import wire
 from loadtest.broker_process import BrokerProcess, wait_for
 from loadtest.cluster import Cluster
-from loadtest.measure import report
+from loadtest.measure import process_cpu_seconds, report
 from loadtest.partitions import error_codes, request_for_each
 from loadtest.s3_server import S3Server
 from tests.unit.storage.rig import log_id
@@ -131,10 +131,13 @@ def measure(partitions: int, gib: float, delay_ms: float, workers: int, tail: in
         topics = asyncio.run(leave_behind(cluster.s3, partitions, gib, workers, tail))
         cluster.set_s3(delay_s=delay_ms / 1000)
         broker = cluster.add(1)
-        wait_for(lambda: _LOST.search(broker.log()), 120, "the loss is noticed", pause_s=0.005)
-        began, before = time.monotonic(), cluster.s3_counts()
+        try:
+            wait_for(lambda: _LOST.search(broker.log()), 120, "the loss is noticed", pause_s=0.005)
+        except TimeoutError as late:
+            raise TimeoutError(f"{late}:\n{broker.log()[-4000:]}") from None
+        began, before, cpu_before = time.monotonic(), cluster.s3_counts(), _cpu_seconds(broker)
         _write_everywhere(broker, topics)
-        took = time.monotonic() - began
+        took, cpu = time.monotonic() - began, _cpu_seconds(broker)
         asked = cluster.s3_counts()
         asked.subtract(before)
         requests = {method: asked[method] for method in _METHODS if asked[method]}
@@ -146,12 +149,22 @@ def measure(partitions: int, gib: float, delay_ms: float, workers: int, tail: in
                 "store delayed by ms": delay_ms,
                 "seconds": took,
                 "aim s": LIMIT_S,
+                "CPU s of the supervisor": cpu[0] - cpu_before[0],
+                "of the workers": " and ".join(
+                    f"{now - then:.2f}" for now, then in zip(cpu[1:], cpu_before[1:], strict=True)
+                ),
                 "requests": sum(requests.values()),
                 "aim requests": LIMIT_REQUESTS,
                 "of these": ", ".join(f"{count} {method}" for method, count in requests.items()),
                 "MB read": asked["down_bytes"] / 1e6,
             }
         ]
+
+
+def _cpu_seconds(broker: BrokerProcess) -> list[float]:
+    """Of the supervisor and of each worker."""
+    assert broker.process is not None
+    return [process_cpu_seconds(pid) for pid in (broker.process.pid, *broker.worker_pids())]
 
 
 def _write_everywhere(broker: BrokerProcess, topics: list[str]) -> None:
