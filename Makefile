@@ -76,6 +76,10 @@ venv: $(VENV)/.development  ## Make .venv with all that development needs
 run: $(VENV)/.runtime  ## Serve on 127.0.0.1:9092, data in ./data
 	@exec $(BIN)/kafscale serve --data-dir ./data $(ARGS)
 
+.PHONY: cluster
+cluster: $(VENV)/.development $(MINISTACK)/.installed  ## Three brokers with an etcd and an S3 of their own, and a kill to watch
+	@exec $(BIN)/python -m loadtest.local_cluster $(ARGS)
+
 .PHONY: lint
 lint: $(VENV)/.development  ## ruff, mypy --strict and the import rules
 	$(BIN)/ruff check .
@@ -90,10 +94,10 @@ test: lint  ## The checks and tests that CI runs
 		-n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 .PHONY: test-cluster
-test-cluster: $(VENV)/.development  ## Brokers as processes on etcd and S3, killed and stopped under load
+test-cluster: $(VENV)/.development $(MINISTACK)/.installed  ## Brokers as processes on etcd and S3, killed and stopped under load
 	@scratch=$$(mktemp -d "$${TMPDIR:-/tmp}/kafscale.XXXXXX"); trap 'rm -rf "$$scratch"' EXIT; \
 	TMPDIR="$$scratch" $(BIN)/python -m pytest -m cluster -s $(ARGS) tests/e2e/test_cluster.py tests/e2e/test_shared_cluster.py \
-		tests/e2e/test_zones.py
+		tests/e2e/test_zones.py tests/e2e/test_local_cluster.py
 
 .PHONY: test-clients
 test-clients: $(VENV)/.development  ## Every client library by every listener and way to log in

