@@ -195,7 +195,8 @@ class Verifier:
         """That it is whole, and says what the log says."""
         log_id = str(writer_of(key))
         try:
-            written_down = decode_ended(await self._store.get(key, Purpose.RECOVERY), log_id, self._keys)
+            body = await self._store.get(key, Purpose.RECOVERY)
+            written_down = await decode_ended(body, log_id, self._keys, self._clock)
         except ObjectMissing:
             return  # Swept meanwhile.
         except Corrupt as error:

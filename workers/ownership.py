@@ -240,6 +240,7 @@ class Ownership:
         for slot, found in loaded.items():
             entry = OwnedSlot(slot, epochs[slot], None)
             owned.append(entry)
+            await self._clock.sleep(0)
             await self._restore(entry, found, by_slot.get(slot, []))
         return owned
 

@@ -201,7 +201,7 @@ class EarlierLogs:
 
     async def _walk(self, awaited: _Awaited) -> LogEnd:
         if awaited.end is None:
-            written_down = await read_ended(self._store, self._keys, awaited.log_id)
+            written_down = await read_ended(self._store, self._keys, self._clock, awaited.log_id)
             if written_down is not None:
                 return written_down
         if self._clock.monotonic() - awaited.since >= self._patience_seconds:

@@ -17,6 +17,7 @@ import struct
 import msgspec
 from crc32c import crc32c
 
+from kafscale.clock import Clock
 from kafscale.errors import Corrupt, ObjectMissing, StoreError
 from kafscale.storage.keys import Keys
 from kafscale.storage.log_objects import decode_header, encode_header
@@ -61,8 +62,8 @@ def encode_ended(end: LogEnd) -> bytes:
     return _ENVELOPE.pack(_MAGIC, FORMAT_VERSION, 0, crc32c(payload)) + payload
 
 
-def decode_ended(data: bytes, log_id: str, keys: Keys) -> LogEnd:
-    """Raises Corrupt."""
+async def decode_ended(data: bytes, log_id: str, keys: Keys, clock: Clock) -> LogEnd:
+    """One object after the other, and others run in between: there may be much of it. Raises Corrupt."""
     key = keys.ended(log_id)
     payload = memoryview(data)[_ENVELOPE.size :]
     if len(data) < _ENVELOPE.size:
@@ -81,6 +82,7 @@ def decode_ended(data: bytes, log_id: str, keys: Keys) -> LogEnd:
     objects = []
     checkpoint, sequence = None, -1
     for number, (encoded, table) in enumerate(summary.tables, summary.replay_from):
+        await clock.sleep(0)
         entry = decode_object(keys.log(log_id, number), decode_header(encoded, key), table)
         if entry.header.sequence != number or entry.header.log_id != log_id:
             raise Corrupt(f"{key}: number {entry.header.sequence} stands where {number} should")
@@ -103,10 +105,10 @@ async def write_ended(store: ObjectStore, keys: Keys, end: LogEnd) -> None:
         log.debug("what an ended log says was not written down", extra={"log_id": end.log_id, "cause": str(error)})
 
 
-async def read_ended(store: ObjectStore, keys: Keys, log_id: str) -> LogEnd | None:
+async def read_ended(store: ObjectStore, keys: Keys, clock: Clock, log_id: str) -> LogEnd | None:
     """How far the log goes, if it has ended and that was written down; None says nothing."""
     try:
-        return decode_ended(await store.get(keys.ended(log_id), Purpose.RECOVERY), log_id, keys)
+        return await decode_ended(await store.get(keys.ended(log_id), Purpose.RECOVERY), log_id, keys, clock)
     except ObjectMissing:
         return None
     except Corrupt as error:

@@ -3,7 +3,7 @@
 The rule (docs/adr/0002-slots-and-the-cluster-log.md): a slot is loaded only when every earlier log in its list has
 ended or has released it (`earlier_logs.py`); the manifest of the highest epoch counts; none found is an error, unless
 the list reaches back to the slot's first epoch. Replay is harmless where the manifest already knows: what lies below
-the high watermark is skipped.
+the high watermark is skipped. There may be much to decode: others run in between.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ async def load_slots(
         slot: _choose(slot, assignments, ends, bugs) for slot, assignments in earlier.items()
     }
     manifests = await _read_manifests(store, clock, chosen)
-    replays = _replay(chosen, ends, slot_of)
+    replays = await _replay(clock, chosen, ends, slot_of)
     loaded = {}
     for slot, choice in chosen.items():
         place = choice[1] if choice is not None and choice[1].key else None
@@ -103,6 +103,7 @@ async def _read_manifests(
             except (StoreUnavailable, StoreUnclear):
                 await clock.sleep(_READ_AGAIN_SECONDS)
         for slot, place in wanted:
+            await clock.sleep(0)
             piece = data[place.position - start : place.position - start + place.length]
             manifest = decode_manifest(piece, f"{key} at {place.position}")
             if manifest.slot != slot:
@@ -111,7 +112,8 @@ async def _read_manifests(
     return manifests
 
 
-def _replay(
+async def _replay(
+    clock: Clock,
     chosen: Mapping[int, tuple[Earlier, ManifestPlace] | None],
     ends: Mapping[str, LogEnd],
     slot_of: Callable[[bytes, int], int],
@@ -124,6 +126,7 @@ def _replay(
             wanted[choice[0].log_id][slot] = choice[0].epoch
     for log_id, epochs in wanted.items():
         for entry in ends[log_id].objects:
+            await clock.sleep(0)
             for group in entry.groups or ():
                 slot = slot_of(group.topic_id, group.partition)
                 if epochs.get(slot) == group.leader_epoch:

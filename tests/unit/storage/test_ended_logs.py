@@ -45,7 +45,7 @@ def test_it_is_what_the_log_says_whatever_its_owner_did(seed: int, wait: float) 
         work = asyncio.ensure_future(owner.work(30))
         await owner.clock.sleep(wait)
         await write_ended(owner.store, KEYS, await ended(owner))
-        written_down = await read_ended(owner.store, KEYS, owner.writer.log_id)
+        written_down = await read_ended(owner.store, KEYS, owner.clock, owner.writer.log_id)
         assert written_down is not None
         assert written_down == await owner.end()
         await owner.clock.sleep(10)
@@ -65,16 +65,16 @@ def test_no_damage_passes() -> None:
         owner, end = await small()
         log_id = owner.writer.log_id
         whole = encode_ended(end)
-        assert decode_ended(whole, log_id, KEYS) == await owner.end()
+        assert await decode_ended(whole, log_id, KEYS, owner.clock) == await owner.end()
         for position in range(len(whole)):
             damaged = bytearray(whole)
             damaged[position] ^= 1 << position % 8
             with pytest.raises(Corrupt):
-                decode_ended(bytes(damaged), log_id, KEYS)
+                await decode_ended(bytes(damaged), log_id, KEYS, owner.clock)
             with pytest.raises(Corrupt):
-                decode_ended(whole[:position], log_id, KEYS)
+                await decode_ended(whole[:position], log_id, KEYS, owner.clock)
         with pytest.raises(Corrupt):
-            decode_ended(whole, "f" * 32, KEYS)
+            await decode_ended(whole, "f" * 32, KEYS, owner.clock)
 
     run(main())
 
@@ -114,5 +114,30 @@ def test_without_it_the_log_is_read(trouble: str) -> None:
         assert found == lists
         assert (len(store.asked) == 1) == (trouble == "none")
         assert ends[owner.writer.log_id] == await owner.end()
+
+    run(main())
+
+
+def test_others_run_while_much_is_read() -> None:
+    """Goal: a worker that takes over from a busy one goes on with everything else, object by object."""
+
+    async def main() -> None:
+        owner = Owner()
+        for _ in range(60):
+            await owner.writer.flush(owner.partition, batch_of(5))
+        end = await ended(owner)
+        await write_ended(owner.store, KEYS, end)
+        turns = 0
+
+        async def other() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await owner.clock.sleep(0)
+
+        task = asyncio.ensure_future(other())
+        await read_ended(owner.store.inner, KEYS, owner.clock, owner.writer.log_id)
+        task.cancel()
+        assert turns >= len(end.objects) == 60
 
     run(main())
