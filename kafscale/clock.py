@@ -36,6 +36,11 @@ class Clock(Protocol):
         ...
 
 
+async def let_others() -> None:
+    """Give the loop a turn, in the middle of long work."""
+    await asyncio.sleep(0)
+
+
 class SystemClock:
     """The machine's clocks and the running asyncio loop's timers."""
 

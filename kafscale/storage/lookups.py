@@ -1,13 +1,17 @@
-"""Looking records up inside a partition: by timestamp, and all of them in order. Opens only the batches it must."""
+"""Looking records up inside a partition: by timestamp, and all of them in order. Opens only the batches it must.
+
+A batch of many records, of which a megabyte may hold a million, is gone through with turns for others in between.
+"""
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
+from kafscale.clock import let_others
 from kafscale.errors import ObjectMissing
-from kafscale.protocol.batches import BatchHeader, iterate
-from kafscale.protocol.records import first_record_at_or_after, max_timestamp_record
+from kafscale.protocol.batches import NO_TIMESTAMP, BatchHeader, iterate
+from kafscale.protocol.records import RECORDS_AT_ONCE, first_record_at_or_after, max_timestamp_record, timestamps
 from kafscale.storage.extents import Extent
 from kafscale.storage.partition import PartitionLog
 from kafscale.storage.reads import ColdReader
@@ -63,7 +67,7 @@ async def offset_for_timestamp(
                     break
                 if header.max_timestamp < timestamp_ms:
                     continue
-                found = _first_in(header, batch, timestamp_ms, partition.log_start_offset)
+                found = await _first_in(header, batch, timestamp_ms, partition.log_start_offset)
                 if found is not None:
                     return found
     return None
@@ -92,14 +96,35 @@ async def _newest_in(partition: PartitionLog, reader: ColdReader, extent: Extent
             if header.base_offset > extent.last_offset:
                 break
             if best is None or header.max_timestamp > best[1]:
-                found = max_timestamp_record(batch, from_offset=partition.log_start_offset)
+                found = await _newest_of(header, batch, partition.log_start_offset)
                 if found is not None and (best is None or found[1] > best[1]):
                     best = found
     return best
 
 
-def _first_in(header: BatchHeader, batch: memoryview, timestamp_ms: int, from_offset: int) -> tuple[int, int] | None:
+async def _newest_of(header: BatchHeader, batch: memoryview, from_offset: int) -> tuple[int, int] | None:
+    if header.is_log_append_time or header.record_count <= RECORDS_AT_ONCE:
+        return max_timestamp_record(batch, from_offset=from_offset)
+    newest: tuple[int, int] | None = None
+    for number, (offset, found_ms) in enumerate(timestamps(batch), 1):
+        if offset >= from_offset and found_ms > (NO_TIMESTAMP if newest is None else newest[1]):
+            newest = offset, found_ms
+        if number % RECORDS_AT_ONCE == 0:
+            await let_others()
+    return newest
+
+
+async def _first_in(
+    header: BatchHeader, batch: memoryview, timestamp_ms: int, from_offset: int
+) -> tuple[int, int] | None:
     if header.is_log_append_time:
         # All records of the batch have the time of their append.
         return max(header.base_offset, from_offset), header.max_timestamp
-    return first_record_at_or_after(batch, timestamp_ms, from_offset=from_offset)
+    if header.record_count <= RECORDS_AT_ONCE:
+        return first_record_at_or_after(batch, timestamp_ms, from_offset=from_offset)
+    for number, (offset, found_ms) in enumerate(timestamps(batch), 1):
+        if found_ms >= timestamp_ms and offset >= from_offset:
+            return offset, found_ms
+        if number % RECORDS_AT_ONCE == 0:
+            await let_others()
+    return None

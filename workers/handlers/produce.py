@@ -22,7 +22,7 @@ from kafscale.protocol.batches import (
 )
 from kafscale.protocol.error_codes import ErrorCode
 from kafscale.protocol.produce import FLEXIBLE_FROM, ProduceResult, encode_produce_response, parse_produce
-from kafscale.protocol.records import max_timestamp_record
+from kafscale.protocol.records import RECORDS_OPENED_MAX, max_timestamp_record
 from kafscale.security.access import Access
 from kafscale.security.needs import WRITE_TOPIC, WRITE_TRANSACTION, Need
 from kafscale.storage.flush import Flush
@@ -156,6 +156,12 @@ def _append(
         stamp_log_append_time(batch, now_ms)
         header = read_header(batch)
     elif header.lacks_max_timestamp:
+        if header.record_count > RECORDS_OPENED_MAX:
+            raise Invalid(
+                ErrorCode.MESSAGE_TOO_LARGE,
+                f"a batch of {header.record_count} records that doesn't state their largest timestamp; it may have "
+                f"{RECORDS_OPENED_MAX}",
+            )
         newest = max_timestamp_record(batch)
         stamp_max_timestamp(batch, newest[1] if newest is not None else header.base_timestamp)
         header = read_header(batch)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 from kafscale.errors import ObjectMissing
 from kafscale.protocol.batches import build_batch, stamp_log_append_time
 from kafscale.protocol.compression import GZIP, ZSTD
+from kafscale.storage import lookups
 from kafscale.storage.lookups import batches_from, newest_record, offset_for_timestamp
 from kafscale.storage.partition import PartitionLog
 from kafscale.storage.reads import ColdReader
@@ -46,9 +49,11 @@ async def write(writer: Writer, partition: PartitionLog, batches: list) -> list[
     start=st.integers(0, 40),
     evicted=st.sets(st.integers(0, 9)),
     wanted=st.lists(st.integers(98, 114), min_size=1, max_size=5),
+    at_once=st.sampled_from([1, 2, lookups.RECORDS_AT_ONCE]),
 )
-def test_lookups_find_what_reading_finds(batches, start, evicted, wanted):
-    """Goal: whatever is compressed, stamped by the broker, evicted, or below the log start in the midst of a batch."""
+def test_lookups_find_what_reading_finds(batches, start, evicted, wanted, at_once):
+    """Goal: whatever is compressed, stamped by the broker, evicted, or below the log start in the midst of a batch, and
+    however many records are opened in one go."""
 
     async def main() -> None:
         clock = LoopClock()
@@ -68,6 +73,28 @@ def test_lookups_find_what_reading_finds(batches, start, evicted, wanted):
             assert await offset_for_timestamp(partition, reader, timestamp) == expected
         newest = max(records, key=lambda record: (record[1], -record[0]), default=None)
         assert await newest_record(partition, reader) == newest
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lookups, "RECORDS_AT_ONCE", at_once)
+        run(main())
+
+
+def test_others_have_their_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Goal: who sends a batch of many small records holds up nobody who is served by the same loop."""
+    monkeypatch.setattr(lookups, "RECORDS_AT_ONCE", 10)
+
+    async def main() -> None:
+        writer = Writer(ScriptedStore(LoopClock()))
+        partition = make_partition()
+        await write(writer, partition, [(list(range(100, 200)), ZSTD, True)])
+        reader = ColdReader(writer.store, LoopClock(), 1 << 20)
+        for lookup in (offset_for_timestamp(partition, reader, 199), newest_record(partition, reader)):
+            turns = 0
+            looking = asyncio.ensure_future(lookup)
+            while not looking.done():
+                turns += 1
+                await asyncio.sleep(0)
+            assert looking.result() == (99, 199) and turns > 9
 
     run(main())
 

@@ -353,6 +353,25 @@ def test_log_append_time(size: int) -> None:
     run(main())
 
 
+def test_many_records_are_not_opened_to_find_the_newest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A megabyte may hold a million records, and the loop would be busy with them for seconds: a batch of so many has
+    to say itself which is the newest."""
+    monkeypatch.setattr("workers.handlers.produce.RECORDS_OPENED_MAX", 2)
+
+    async def main() -> None:
+        node = await started()
+        for values, states_it, code in (
+            ([b"a", b"b"], False, 0),
+            ([b"a", b"b", b"c"], False, ErrorCode.MESSAGE_TOO_LARGE),
+            ([b"a", b"b", b"c"], True, 0),
+        ):
+            batch = batch_of(*values)
+            (result,) = await produce(node, 9, ("t", 0, batch if states_it else patched(batch, 35, "q", -1)))
+            assert result.error_code == code and ("largest timestamp" in (result.error_message or "")) == (code != 0)
+
+    run(main())
+
+
 @pytest.mark.parametrize("newest", [-1, 5])
 def test_a_batch_without_its_largest_timestamp_gets_it(newest: int) -> None:
     """sarama leaves the field out, or leaves something below the first timestamp: it is taken from the records."""
