@@ -69,6 +69,34 @@ $(MINISTACK)/.installed: pyproject.toml
 .PHONY: ministack
 ministack: $(MINISTACK)/.installed  ## Make .venv-ministack, with an S3 server for benchmarks
 
+# What looks at the code and its dependencies from outside, and the broker as users install it, for it to look at.
+SUPPLY := .venv-supply
+$(SUPPLY)/.installed: pyproject.toml
+	@echo "Installing bandit, pip-audit and cyclonedx-bom into $(SUPPLY), and Kafscale into $(SUPPLY)/runtime"
+	@$(PYTHON) -m venv --clear $(SUPPLY)
+	@$(PYTHON) -c "import tomllib; print('\n'.join(tomllib.load(open('pyproject.toml', 'rb'))['dependency-groups']['supply']))" \
+		> $(SUPPLY)/wanted.txt
+	@$(SUPPLY)/bin/python -m pip install --quiet --disable-pip-version-check --no-input -r $(SUPPLY)/wanted.txt
+	@$(PYTHON) -m venv --clear --without-pip $(SUPPLY)/runtime
+	@$(SUPPLY)/bin/python -m pip --python $(SUPPLY)/runtime install --quiet --disable-pip-version-check --no-input .
+	@touch $@
+
+.PHONY: check-supply
+check-supply: $(SUPPLY)/.installed  ## bandit over the code, pip-audit (needs pypi.org) over what it is installed with
+	$(SUPPLY)/bin/bandit --quiet --configfile pyproject.toml --recursive kafscale workers supervisor
+	@$(SUPPLY)/bin/python -m pip --python $(SUPPLY)/runtime freeze --exclude kafscale > $(SUPPLY)/installed.txt
+	$(SUPPLY)/bin/pip-audit --strict --no-deps --disable-pip --requirement $(SUPPLY)/installed.txt
+
+.PHONY: sbom
+sbom: $(SUPPLY)/.installed  ## A bill of materials of the installed broker: dist/sbom.json (CycloneDX)
+	@mkdir -p dist
+	$(SUPPLY)/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --validate \
+		--output-file dist/sbom.json $(SUPPLY)/runtime/bin/python
+	@# The version is not in pyproject.toml, so the bill lacks it.
+	@$(SUPPLY)/runtime/bin/python -c "import json, kafscale; bill = json.load(open('dist/sbom.json')); \
+		bill['metadata']['component']['version'] = kafscale.__version__; json.dump(bill, open('dist/sbom.json', 'w'), indent=2); \
+		print('dist/sbom.json: CycloneDX', bill['specVersion'] + ',', len(bill['components']), 'components')"
+
 .PHONY: venv
 venv: $(VENV)/.development  ## Make .venv with all that development needs
 
@@ -146,5 +174,5 @@ docs: $(VENV)/.development  ## Write anew the pages that follow from the code
 
 .PHONY: clean
 clean:  ## Remove .venv and all caches; the data stays
-	rm -rf $(VENV) $(MINISTACK) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(MINISTACK) $(SUPPLY) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -19,6 +19,10 @@ _FOREIGN_MODULE = "supervisord.py"
 
 def main() -> NoReturn:
     """Run the command line and exit."""
+    if not __debug__:
+        # They stand between a defect and what can't be written twice.
+        print("kafscale: Python must keep its assertions: run without -O and PYTHONOPTIMIZE", file=sys.stderr)
+        sys.exit(1)
     complaint = foreign_package(Path(kafscale.__file__).resolve().parent.parent)
     if complaint is not None:
         print(f"kafscale: {complaint}", file=sys.stderr)

@@ -88,7 +88,7 @@ def _paths(settings: Settings) -> list[str]:
 
 
 async def _anchors(settings: Settings) -> dict[str, list[Link]]:
-    clock, source = SystemClock(), random.Random()
+    clock, source = SystemClock(), random.Random()  # nosec B311
     store = InsistingStore(open_store(settings, clock, source), clock, source)
     try:
         found: dict[str, list[Link]] = {}

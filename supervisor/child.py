@@ -11,7 +11,7 @@ import logging
 import os
 import signal
 import socket
-import subprocess
+import subprocess  # nosec B404
 from collections.abc import Callable, Sequence
 from enum import StrEnum
 from typing import cast
@@ -109,7 +109,7 @@ class Child(asyncio.Protocol):
         with theirs, receiving:
             try:
                 ours.setblocking(False)
-                process = subprocess.Popen(
+                process = subprocess.Popen(  # nosec B603
                     [*command, "--control-fd", str(theirs.fileno()), "--descriptors-fd", str(receiving.fileno())],
                     stdin=subprocess.DEVNULL,
                     pass_fds=[*inherited, theirs.fileno(), receiving.fileno()],

@@ -33,7 +33,7 @@ async def _serve(settings: Settings, sources: Mapping[str, Source], worker_comma
     supervisor = Supervisor(
         settings,
         SystemClock(),
-        random.Random(),
+        random.Random(),  # nosec B311
         # Where the audit log is on standard output there is nothing else.
         announce=_print_line if settings.audit_log != "stdout" else lambda line: _print_line(line, sys.stderr),
         worker_command=worker_command,

@@ -60,7 +60,7 @@ def run(settings: Settings) -> int:
 
 
 async def _run(settings: Settings) -> int:
-    clock, source = SystemClock(), random.Random()
+    clock, source = SystemClock(), random.Random()  # nosec B311
     store = InsistingStore(open_store(settings, clock, source), clock, source)
     progress = Progress(clock)
     try:

@@ -77,7 +77,7 @@ def run(settings: Settings, options: Options) -> int:
 
 
 async def _run(settings: Settings, options: Options) -> int:
-    clock, source = SystemClock(), random.Random()
+    clock, source = SystemClock(), random.Random()  # nosec B311
     store = InsistingStore(open_store(settings, clock, source), clock, source)
     progress = Progress(clock)
 

@@ -140,7 +140,7 @@ class Process(asyncio.Protocol):
             self._quota_use.begin_incarnation()
         self._configure = configure
         # Ids must differ between incarnations: seeded by the operating system.
-        source = random.Random(int.from_bytes(os.urandom(16), "big"))
+        source = random.Random(int.from_bytes(os.urandom(16), "big"))  # nosec B311
         store = open_store(settings, self._clock, source)
         self._worker = Worker(
             configure,

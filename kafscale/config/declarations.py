@@ -517,7 +517,7 @@ SECTIONS = {
     "listen": "Addresses and connections",
     "data_dir": "Storage",
     "s3_bucket": "S3",
-    "cluster_secret": "Cluster",
+    "cluster_secret": "Cluster",  # nosec B105
     "auto_create_topics": "Topics and records",
     "offsets_topic_partitions": "Consumer groups",
     "allow_insecure": "Security",

@@ -11,7 +11,7 @@ import msgspec
 _HOST_NAME = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9_-]{1,63}(?<!-))*\.?")
 _ALL_NUMERIC = re.compile(r"[0-9.]+")
 
-EVERY_ADDRESS = "0.0.0.0"
+EVERY_ADDRESS = "0.0.0.0"  # nosec B104
 
 
 class Endpoint(msgspec.Struct, frozen=True):

@@ -51,7 +51,7 @@ _KEYS: Final = {
     "trusted_proxies": "list",
     "tls_cert_file": "text",
     "tls_key_file": "text",
-    "tls_key_password_file": "text",
+    "tls_key_password_file": "text",  # nosec B105
     "tls_client_ca_file": "text",
     "tls_crl_file": "text",
 }

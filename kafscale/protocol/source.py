@@ -100,5 +100,5 @@ class Source:
         text = "\n".join([head, *self.lines, ""])
         namespace = dict(self.constants)
         # The text is made of field names and numbers from the declarations alone, never of anything received.
-        exec(compile(text, f"<codec of {self.title}>", "exec"), namespace)
+        exec(compile(text, f"<codec of {self.title}>", "exec"), namespace)  # nosec B102
         return namespace["codec"]

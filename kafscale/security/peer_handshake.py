@@ -243,7 +243,7 @@ def _check_nonce(nonce: bytes) -> None:
 
 def _refusal_text(reason: str, peer_node: int, cluster_id: str) -> tuple[str, str]:
     texts = {
-        "secret": "has another cluster secret",
+        "secret": "has another cluster secret",  # nosec B105
         "cluster": f"belongs to another cluster than {cluster_id!r}",
         "node": "is another node",
         "version": "speaks another version of the protocol",

@@ -38,8 +38,8 @@ class Input(Enum):
 
     VERSIONS = "ApiVersions"
     HANDSHAKE = "SaslHandshake"
-    TOKEN = "SaslAuthenticate"
-    RAW_TOKEN = "raw token"
+    TOKEN = "SaslAuthenticate"  # nosec B105
+    RAW_TOKEN = "raw token"  # nosec B105
 
 
 # What may come at which stage. In an open session all other requests are not this file's matter.

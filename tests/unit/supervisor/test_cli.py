@@ -224,6 +224,14 @@ def test_the_supervisors_exit_code_is_passed_on() -> None:
     assert cli.run(["serve"], {}, lambda resolved: 1) == 1
 
 
+@pytest.mark.parametrize(("flags", "environment"), [(["-O"], {}), ([], {"PYTHONOPTIMIZE": "1"})])
+def test_assertions_are_kept(flags: list[str], environment: dict[str, str]) -> None:
+    """Goal: a Python that leaves assertions out is one clear line and exit code 1."""
+    command = [sys.executable, *flags, "-m", "kafscale", "--version"]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "PYTHONOPTIMIZE" in done.stderr and done.stderr.count("\n") == 1
+
+
 def test_packages_of_others_are_noticed(tmp_path: Path) -> None:
     """Goal: ours pass; packages found elsewhere are refused by name."""
     assert foreign_package(ROOT) is None
