@@ -353,5 +353,6 @@ class ControlPlane:
             self.controller,
             self._coordination,
             self.posts,
+            self._ender,
             self._bugs,
         )

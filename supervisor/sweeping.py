@@ -1,6 +1,8 @@
 """When the bucket is swept of what ended logs left behind: now and then, in the background, by the leader alone.
 
-Decides nothing of what may go (`kafscale/storage/sweep.py`); a sweep that fails is repeated at the next turn.
+Decides nothing of what may go (`kafscale/storage/sweep.py`); a sweep that fails is repeated at the next turn. A log
+that has not ended, is nobody's and named by no list, is ended here, so that it can be swept: its supervisor died before
+it had done so, and nobody else waits for it.
 """
 
 from __future__ import annotations
@@ -13,13 +15,14 @@ from kafscale.clock import Clock
 from kafscale.config import Settings
 from kafscale.coordination.assignment import named_logs
 from kafscale.coordination.store import CoordinationStore
-from kafscale.errors import Corrupt, StoreError
+from kafscale.errors import Corrupt, StoreError, StoreUnavailable, StoreUnclear
 from kafscale.storage.keys import Keys
 from kafscale.storage.planted import NO_BUGS, PlantedBugs
 from kafscale.storage.store import ObjectStore
 from kafscale.storage.sweep import LogsInUse, sweep
 from supervisor.controller import Controller
 from supervisor.post import Post
+from supervisor.sealing import LogEnder
 
 log = logging.getLogger(__name__)
 
@@ -33,10 +36,12 @@ async def sweep_ended_logs(
     controller: Controller,
     coordination: CoordinationStore,
     posts: Sequence[Post],
+    ender: LogEnder,
     bugs: PlantedBugs = NO_BUGS,
 ) -> None:
-    """Never returns."""
+    """Never returns. Raises StoreFailed."""
     known_seals: set[str] = set()
+    unended: set[str] = set()
 
     async def logs_in_use() -> LogsInUse:
         state = await controller.newest_state()
@@ -62,3 +67,10 @@ async def sweep_ended_logs(
             log.warning("nothing was swept", extra={"cause": result.refused})
         elif result.deleted:
             log.info("swept", extra={"objects": result.deleted, "bytes": result.deleted_bytes})
+        # At the second sweep that finds it so: a worker may be so new that its registration is not known here.
+        for log_id in unended.intersection(result.unended):
+            try:
+                await ender.end_log(log_id, "nobody writes it or waits for it any more")
+            except (Corrupt, StoreUnavailable, StoreUnclear) as error:
+                log.warning("a log that is nobody's can't be ended", extra={"log_id": log_id, "cause": str(error)})
+        unended = set(result.unended)

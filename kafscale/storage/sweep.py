@@ -65,7 +65,8 @@ STORE_TRIES = 6
 class SweepResult(msgspec.Struct, kw_only=True):
     """What a sweep found and did. `refused` says why nothing was deleted; None otherwise.
 
-    `unended` are logs neither live nor listed that still lack a seal: sealing them lets a later sweep take them.
+    `unended` are logs neither live nor listed that still lack a seal, all of them old: whoever should have ended them
+    died first, and ended they can be swept.
     """
 
     refused: str | None = None
@@ -233,7 +234,8 @@ class _Sweeper:
         """Delete what the log left, if it has ended."""
         ends_at = await self._end_of(log_id)
         if ends_at is None:
-            self.result.unended.append(log_id)
+            if all(info.created_ms <= older_than_ms for info in objects):
+                self.result.unended.append(log_id)
             return
         self.result.swept_logs += 1
         seals = await self._seals(info.key for info in objects if info.key.startswith(self._keys.log_prefix))
