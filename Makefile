@@ -13,6 +13,8 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no
 COMPILE := $(BIN)/python -m compileall -q kafscale workers supervisor
 SEEDS ?= 1000
 JOBS ?= 2
+# For each fault of make soak. (The shell knows SECONDS as something else, so it is never exported.)
+SECONDS ?= 300
 FUZZ_SECONDS ?= 600
 # More arguments for the program that a target runs: make run ARGS="--workers 2", make test ARGS="-k groups".
 ARGS ?=
@@ -132,6 +134,11 @@ test-clients: $(VENV)/.development  ## Every client library by every listener an
 	@scratch=$$(mktemp -d "$${TMPDIR:-/tmp}/kafscale.XXXXXX"); trap 'rm -rf "$$scratch"' EXIT; \
 	TMPDIR="$$scratch" $(BIN)/python -m pytest -m "clients or not clients" -v -rs $(ARGS) \
 		tests/e2e/test_security_clients.py tests/e2e/test_clients_page.py tests/e2e/test_acls.py
+
+.PHONY: soak
+soak: $(VENV)/.development $(MINISTACK)/.installed  ## SECONDS=300 of every fault, on processes; the result is docs/soak.md
+	@scratch=$$(mktemp -d "$${TMPDIR:-/tmp}/kafscale.XXXXXX"); trap 'rm -rf "$$scratch"' EXIT; \
+	TMPDIR="$$scratch" $(BIN)/python -m tests.soak.run --seconds $(SECONDS) --write $(ARGS)
 
 .PHONY: test-acls
 test-acls: $(VENV)/.development  ## A million random decisions, compiled rules against a naive reading

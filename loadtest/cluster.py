@@ -32,7 +32,7 @@ class Cluster:
     """`brokers` brokers of `workers` workers each; a context that starts them one after the other.
 
     `settings` are KAFSCALE_* variables for all; `make` builds a broker's process (a `BrokerProcess` or a kind of it).
-    `spare` more brokers may be added later.
+    `spare` more brokers may be added later. `s3` stands in for a server of its own.
     """
 
     def __init__(
@@ -43,6 +43,8 @@ class Cluster:
         with_etcd: bool = True,
         make: Callable[..., BrokerProcess] = BrokerProcess,
         spare: int = 0,
+        s3: S3Server | None = None,
+        lease_ttl_ms: int = LEASE_TTL_MS,
     ) -> None:
         self._resources = contextlib.ExitStack()
         self._folder = Path(self._resources.enter_context(tempfile.TemporaryDirectory(prefix="kafscale-cluster-")))
@@ -51,7 +53,8 @@ class Cluster:
         self._workers = workers
         self._settings = dict(settings or {})
         self._make = make
-        self.s3 = S3Server()
+        self._lease_ttl_ms = lease_ttl_ms
+        self.s3 = s3 or S3Server()
         self.etcd = EtcdServer(self._folder / "etcd") if with_etcd else None
         self.proxy: Proxy
         self.brokers: list[BrokerProcess] = []
@@ -81,7 +84,7 @@ class Cluster:
         if self.etcd is not None:
             environment |= {
                 "KAFSCALE_ETCD_ENDPOINTS": f"127.0.0.1:{self.proxy.ports[f'etcd-{number}']}",
-                "KAFSCALE_ETCD_LEASE_TTL_MS": str(LEASE_TTL_MS),
+                "KAFSCALE_ETCD_LEASE_TTL_MS": str(self._lease_ttl_ms),
             }
         broker = self._make(
             workers=self._workers,

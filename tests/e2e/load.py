@@ -24,10 +24,18 @@ OUTSTANDING_MAX = 2_000
 class IdempotentLoad:
     """Sends the numbers 0, 1, 2 … as values, dealt over the partitions, and notes every acknowledgement."""
 
-    def __init__(self, bootstrap: str, topic: str, partitions: int, client_id: str = "rdkafka") -> None:
+    def __init__(
+        self, bootstrap: str, topic: str, partitions: int, client_id: str = "rdkafka", pause_s: float = 0.01
+    ) -> None:
+        """`pause_s`: after every hundred records. As it is that makes some ten thousand records a second: enough to
+        have many in flight, not more than can be read back."""
+        self._pause_s = pause_s
         self.topic = topic
         self.partitions = partitions
         self.sent = 0
+        # When an answer came last, and the longest time there was none (monotonic seconds).
+        self.answered_at = time.monotonic()
+        self.longest_silence_s = 0.0
         # number → (partition, offset) of every acknowledged record.
         self.acknowledged: dict[int, tuple[int, int]] = {}
         self.refused: list[str] = []
@@ -83,8 +91,7 @@ class IdempotentLoad:
             )
             self.sent += 1
             if number % 100 == 0:
-                # Some ten thousand records a second: enough to have many in flight, not more than can be read back.
-                self._stop.wait(0.01)
+                self._stop.wait(self._pause_s)
         producer.flush(PATIENCE_S)
 
     def _delivered(self, error: KafkaError | None, message: Message) -> None:
@@ -92,6 +99,9 @@ class IdempotentLoad:
             self.refused.append(str(error))
             return
         self.acknowledged[int(message.value() or b"")] = (message.partition(), message.offset())
+        now = time.monotonic()
+        self.longest_silence_s = max(self.longest_silence_s, now - self.answered_at)
+        self.answered_at = now
 
 
 class GroupReader:
