@@ -160,6 +160,7 @@ def idle(served: Server) -> Rows:
 def _idle(served: Server, what: str, listener: str, context: ssl.SSLContext | None, topics: int) -> dict[str, object]:
     def greeted() -> socket.socket:
         connection = socket.create_connection(("127.0.0.1", served.ports[listener]), 60)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if context is not None:
             connection = context.wrap_socket(connection, server_hostname="localhost")
         exchange(connection, ApiKey.API_VERSIONS, 3, ApiVersionsRequest())

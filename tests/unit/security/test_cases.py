@@ -11,7 +11,8 @@ ROOT = Path(__file__).parents[3]
 
 def test_every_test_that_is_named_is_there() -> None:
     """File and function; and every row names at least one."""
-    rows = [line for line in (ROOT / "docs" / "security-cases.md").read_text().splitlines() if line.startswith("| ")]
+    page = (ROOT / "docs" / "security-cases.md").read_text().partition("## Long runs")[0]
+    rows = [line for line in page.splitlines() if line.startswith("| ")]
     rows = [row for row in rows if not row.startswith("| what is tried")]
     assert len(rows) > 40
     functions: dict[str, set[str]] = {}
