@@ -112,7 +112,8 @@ class Pipe:
                 break
             self._queue.popleft()
             self._held -= len(data)
-            self.sink.write(data)
+            if not self.sink.is_closing():  # Else nobody is left to hear it.
+                self.sink.write(data)
         if self._is_full and self._held < HELD_MAX_BYTES // 2 and self.source is not None:
             self._is_full = False
             if not self.source.is_closing():

@@ -16,8 +16,10 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
+from crc32c import crc32c
 
 from loadtest.broker_process import wait_for
 from supervisor import cli
@@ -246,6 +248,26 @@ def test_decisions_are_checked(data: Path) -> None:
     assert findings(data)[0]["wrong"] == "missing"
     flip(versions[-1], 60)
     assert any("nothing that rests on them" in entry["problem"] for entry in findings(data))
+
+
+def test_what_is_written_down_of_an_ended_log_is_held_against_it(data: Path) -> None:
+    """Goal: a summary that is damaged, or whole and wrong (it leaves the last object out), is found."""
+    summaries = {path: path.read_bytes() for path in objects_of(data, "ended/*/*")}
+    assert summaries and findings(data) == []
+    for victim, body in summaries.items():
+        log_id, end, covered, checkpoint, tables = msgspec.msgpack.decode(body[12:])
+        if checkpoint < end - 1:
+            payload = msgspec.msgpack.encode([log_id, end - 1, covered, checkpoint, tables[:-1]])
+            victim.write_bytes(body[:8] + crc32c(payload).to_bytes(4, "big") + payload)
+            break
+    else:
+        raise AssertionError("every log ended with a checkpoint")
+    (found,) = findings(data)
+    assert found["wrong"] == "corrupt" and f"says that the log ended at {end - 1}" in found["problem"]
+    victim.write_bytes(body)
+    flip(victim, 40)
+    (found,) = findings(data)
+    assert found["wrong"] == "corrupt" and found["key"] == key_of(data, victim)
 
 
 def test_a_running_broker_is_no_finding(make_broker: MakeBroker, topic: str, tmp_path: Path) -> None:
