@@ -33,6 +33,7 @@ from kafscale.storage.retrying import InsistingStore
 from kafscale.storage.store import ObjectInfo, ObjectStore, Purpose
 from kafscale.storage.takeover import LogReader, find_end
 from kafscale.storage.verification import Wrong, check_index, check_object, expected_row, least_size, ranges_of
+from kafscale.storage.worker_log import MAX_IN_FLIGHT
 from supervisor.audit_anchors import read_anchor
 from supervisor.bucket_reader import BucketReader, Contents, Finding, LoadedPartition
 from supervisor.cluster_history import load_state
@@ -369,10 +370,11 @@ class Verifier:
     async def _read_seals(
         self, numbers: Mapping[str, Sequence[int]], contents: Contents
     ) -> tuple[set[str], dict[str, LogSeal]]:
-        """Which objects are seals, and the first of each log. Looks at whatever may be one: of logs that slots name
-        what lies from their end on, of others everything that is left of them."""
+        """Which objects are seals, and the first of each log that can have ended it. Looks at whatever may be one: of
+        logs that slots name what lies from their end on, of others everything that is left of them."""
         seal_keys: set[str] = set()
-        seals: dict[str, LogSeal] = {}
+        found_seals: dict[str, list[tuple[int, LogSeal]]] = defaultdict(list)
+        highest: dict[str, int] = defaultdict(int)
 
         async def look(entry: tuple[str, int]) -> None:
             log_id, number = entry
@@ -384,12 +386,14 @@ class Verifier:
                     self._damaged.add(key)
                     self._find(Finding(Wrong.CORRUPT, key, str(error)))
                 return
-            if found is None or found.seal is None:
+            if found is None:
+                return
+            if found.seal is None:
+                highest[log_id] = max(highest[log_id], number)
                 return
             seal_keys.add(key)
             seal = LogSeal(self._listed[key].created_ms, found.seal.writer == log_id)
-            if log_id not in seals or seal.created_ms < seals[log_id].created_ms:
-                seals[log_id] = seal
+            found_seals[log_id].append((number, seal))
 
         wanted = [
             (log_id, number)
@@ -398,6 +402,12 @@ class Verifier:
             if log_id not in contents.logs or number >= contents.logs[log_id].end
         ]
         await self._each(wanted, look, "objects of ended logs")
+        seals = {}
+        for log_id, entries in found_seals.items():
+            # Its owner goes past a seal only if that came late, to a number that was deleted already.
+            ending = [seal for number, seal in entries if number + MAX_IN_FLIGHT >= highest[log_id]]
+            if ending:
+                seals[log_id] = min(ending, key=lambda seal: seal.created_ms)
         return seal_keys, seals
 
     async def _look_again(self, missing: set[str], unsure: list[Finding], judged: list[tuple[ObjectInfo, Why]]) -> None:

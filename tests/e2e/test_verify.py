@@ -21,6 +21,7 @@ import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 from crc32c import crc32c
 
+from kafscale.storage.log_objects import Kind, Seal, encode_header, encode_small, join
 from loadtest.broker_process import wait_for
 from supervisor import cli
 from tests.e2e.broker import Broker
@@ -223,6 +224,23 @@ def test_strangers_are_told_apart(data: Path) -> None:
     assert wrong[key_of(data, stray)] == "misplaced"
     assert wrong[key_of(data, moved)] == wrong[key_of(data, orphan)] == "unreferenced"
     assert key_of(data, nobody) in wrong
+
+
+def test_a_seal_that_came_late_is_no_end(data: Path) -> None:
+    """Goal: a sealer that slept may come to a number that the owner had deleted long since: what the owner wrote after
+    that is not taken for written after the end."""
+    sealed = 0
+    for folder in objects_of(data, "log/*"):
+        highest = max(int(path.name) for path in folder.iterdir())
+        late = folder / f"{0:020d}"
+        if late.exists() or highest < 20:
+            continue
+        header = encode_header(Kind.SEAL, folder.name, 0, 0, -1)
+        late.write_bytes(join(encode_small(header, Seal("late", "it slept"))))
+        os.utime(late, (time.time() - 3600, time.time() - 3600))
+        sealed += 1
+    assert sealed
+    assert findings(data) == []
 
 
 def test_swapped_objects_are_out_of_place(data: Path) -> None:
