@@ -102,7 +102,7 @@ def first_wrong(report: ChainReport) -> tuple[Wrong, int]:
 # Lines
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.lists(EVENT, min_size=1, max_size=3))
 def test_any_event_makes_one_valid_line(events: list[AuditEvent]) -> None:
     """Goal: any texts and numbers give one line of printable JSON of bounded length, which the verifier takes."""
@@ -182,7 +182,7 @@ def test_a_chain_goes_on_from_its_last_record() -> None:
     assert not verify(lines + records(3, chain=Chain(ORIGIN.chain, last.link))).findings
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.integers(0, 11), st.data())
 def test_any_edit_of_a_line_is_named(place: int, data: st.DataObject) -> None:
     """Goal: whichever byte of whichever line is changed, added or removed, that record is named."""
