@@ -10,7 +10,7 @@ from pathlib import Path
 import kafscale
 from kafscale.clock import Clock
 from kafscale.config import Endpoint, Settings
-from kafscale.config.listeners import listeners_of
+from kafscale.config.listeners import ListenerSettings, listeners_of
 from kafscale.coordination.assignment import unsettled_logs
 from kafscale.coordination.store import CoordinationStore, EmbeddedCoordination
 from kafscale.metrics import MetricsBlock
@@ -74,7 +74,7 @@ class Status:
             *self._cluster_line(),
             f"  Data           {root if settings.s3_bucket is None else f's3://{settings.s3_bucket}'}",
             f"  Metrics        http://{self._metrics_endpoint}/metrics  (also /healthz, /readyz)",
-            f"  Try            echo hello | kcat -P -b {settings.advertised} -t greetings",
+            first_try(listeners_of(settings)[0]),
         ]
 
     def broker_file(self) -> BrokerFile:
@@ -204,3 +204,10 @@ class Status:
             audit=self._audit.figures,
         )
         return Response(200, CONTENT_TYPE, render(self._blocks, figures))
+
+
+def first_try(listener: ListenerSettings) -> str:
+    """The last line at the start: a first record, where a client needs nothing but the address."""
+    if listener.protocol == "PLAINTEXT":
+        return f"  Try            echo hello | kcat -P -b {listener.advertised} -t greetings"
+    return f"  Clients        need settings for {listener.protocol}: docs/clients.md"

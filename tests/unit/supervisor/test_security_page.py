@@ -11,6 +11,7 @@ import pytest
 
 from kafscale.config.listeners import listeners_of
 from kafscale.config.sources import resolve
+from supervisor.status import first_try
 from tests.unit.security import tokens
 from tests.unit.supervisor.test_security import CA, CHAIN, KEY, USERS, load
 
@@ -64,3 +65,10 @@ def test_the_set_up_can_be_used(heading: str, tmp_path: Path) -> None:
             {}, variables | {"KAFSCALE_SASL_OAUTHBEARER_JWKS_FILE": str(tmp_path / "keys.json")}
         ).settings
     load(settings)
+
+
+def test_the_start_says_what_clients_need() -> None:
+    """A command to copy where it would work; else where the settings are."""
+    lines = {heading: first_try(listeners_of(resolve({}, examples()[heading]).settings)[0]) for heading in SET_UPS}
+    assert "kcat -P -b 10.0.0.5:9092" in lines["A private network that is trusted"]
+    assert "SASL_SSL: docs/clients.md" in lines["Passwords"]
