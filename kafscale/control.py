@@ -173,6 +173,13 @@ class AuditWritten(msgspec.Struct, frozen=True, tag=True):
     number: int
 
 
+class AuditCopy(msgspec.Struct, frozen=True, tag=True):
+    """To a worker: audit records, each a line, for the internal topic; and how many got lost before these."""
+
+    lines: bytes
+    lost: int = 0
+
+
 class PeerReleased(msgspec.Struct, frozen=True, tag=True):
     """To a worker: the log of another has released these slots, slot → epoch of the assignment, in its object
     `sequence`. A hint of where to look: it saves a new owner the time until it looks by itself."""
@@ -258,6 +265,7 @@ ToWorker = (
     | Drain
     | CommandReply
     | AuditWritten
+    | AuditCopy
     | PeerReleased
 )
 ToSupervisor = (

@@ -315,6 +315,9 @@ AUDIT_PENDING_BYTES = _declare.gauge("kafscale_audit_pending_bytes", "Audit even
 AUDIT_LOST = _declare.counter(
     "kafscale_audit_dropped_total", "Alarm: audit events for which a worker had no room; how many is on record."
 )
+AUDIT_UNCOPIED = _declare.counter(
+    "kafscale_audit_uncopied_total", "Audit records that are on record and missing from the internal topic."
+)
 AUDIT_REFUSED = _declare.counter(
     "kafscale_audit_refused_total", "Requests refused or held up because their record had no room."
 )

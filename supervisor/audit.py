@@ -28,6 +28,7 @@ from kafscale.security.audit_chain import Chain, Link
 from kafscale.security.audit_event import AuditEvent, Kind, Origin, Severity, body_of, decode_events
 from kafscale.storage.threads import Threads
 from supervisor.audit_anchors import Anchor, AnchorConflict, Anchors
+from supervisor.audit_copies import AuditCopies
 from supervisor.audit_sinks import RECORDS_PER_ANCHOR_MAX, Sink, continuation, open_sink
 from supervisor.child import Child
 
@@ -83,6 +84,8 @@ class AuditLog:
         self._is_idle = asyncio.Event()
         self._is_idle.set()
         self._writer: asyncio.Task[None] | None = None
+        # Where else records go, and when to try again.
+        self.copies: AuditCopies | None = None
         self._origin = Origin("", settings.broker_id)
         self._chain: Chain | None = None
         self._anchors: Anchors | None = None
@@ -230,6 +233,8 @@ class AuditLog:
             return
         is_first = index not in self._workers
         self._workers[index] = trouble
+        if self.copies is not None and not trouble:
+            self.copies.hand_on()
         if trouble:
             self.record(
                 Kind.LIFECYCLE,
@@ -305,6 +310,8 @@ class AuditLog:
             self._is_failing = False
             log.warning("the audit log can be written again")
         self._records += len(entries)
+        if self.copies is not None:
+            self.copies.put(lines)
         for entry in entries:
             if entry.on_written is not None:
                 entry.on_written()

@@ -44,6 +44,7 @@ from supervisor.acls import Acls
 from supervisor.adoption import Adoptions
 from supervisor.audit import AuditLog
 from supervisor.audit_anchors import Anchors
+from supervisor.audit_copies import AuditCopies, hand_to_one
 from supervisor.background import Background
 from supervisor.control_plane import ControlPlane, Surroundings
 from supervisor.data_directory import LOCK_FILE, take_directory
@@ -260,6 +261,8 @@ class Supervisor:
     async def _begin_audit(self, control_plane: ControlPlane, anchors: Anchors) -> None:
         """Before anybody can do anything that would have to be on record."""
         if self._audit.is_on:
+            if self._settings.audit_topic:
+                self._audit.copies = AuditCopies(lambda copy: hand_to_one(control_plane.posts, copy))
             state = await control_plane.controller.load([post.incarnation for post in control_plane.posts])
             await self._audit.begin(state.cluster_id, anchors)
             self._audit.started(self._settings)

@@ -21,6 +21,7 @@ from kafscale.config import Settings
 from kafscale.config.listeners import listeners_of
 from kafscale.control import (
     AclsInForce,
+    AuditCopy,
     AuditWritten,
     ClusterVersion,
     CommandReply,
@@ -75,6 +76,7 @@ from kafscale.storage.worker_log import WorkerLog
 from workers.admin import Admin
 from workers.apis import handlers
 from workers.audit import Recorder
+from workers.audit_topic import AuditTopic
 from workers.authentication import Authenticator
 from workers.authorization import Authority
 from workers.checkpoints import Checkpointer
@@ -167,6 +169,9 @@ class Worker:
             settings, metered, keys, clock, random_source, self.log, self.flusher, self.ownership, bugs
         )
         self._admin = Admin(clock, send)
+        self._audit_topic = AuditTopic(
+            settings, clock, metrics, self.cluster, self.ownership, self.flusher, self._admin
+        )
         self.lease = Lease(clock, self.log, settings.worker_hang_timeout_ms / 1000 * LEASE_SHARE)
         self.authority = Authority(clock, metrics, is_on=settings.acl_enabled)
         self.audit = None if settings.audit_log == "off" else Recorder(settings, clock, metrics, self.node_id, send)
@@ -318,6 +323,10 @@ class Worker:
                 self.cluster.nodes = {node.node_id: node for node in nodes}
             case CommandReply():
                 self._admin.on_reply(message)
+            case AuditCopy():
+                creating = self._audit_topic.receive(message)
+                if creating is not None:
+                    self._spawn(creating)
             case AuditWritten():
                 if self.audit is not None:
                     self.audit.receive(message)

@@ -454,6 +454,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         100 * MIB
     )
     audit_files_kept: Annotated[int, Setting("Earlier files that are kept.", 1, 100_000)] = 100
+    audit_topic: Annotated[
+        bool, Setting("Copy every audit record into the internal topic __audit_log, for consumers.")
+    ] = False
     audit_when_full: Annotated[
         Literal["deny", "block", "drop"],
         Setting("What becomes of requests whose record has no room: refused, held up, or served unrecorded."),

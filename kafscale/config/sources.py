@@ -275,6 +275,8 @@ def _check_audit(settings: Settings, sources: Mapping[str, Source]) -> None:
     for name in ("audit_file", "audit_requests"):
         if getattr(settings, name) is not None and settings.audit_log == "off":
             raise UsageError(f"{_named(name, sources)}: nothing is put on record; set audit_log as well")
+    if settings.audit_topic and settings.audit_log == "off":
+        raise UsageError(f"{_named('audit_topic', sources)}: it holds copies of audit_log, which is off")
     if settings.audit_file is not None and settings.audit_log != "file":
         raise UsageError(f"{_named('audit_file', sources)}: audit_log is {settings.audit_log}, not file")
 

@@ -20,7 +20,8 @@ from kafscale.protocol.acls import AclBinding
 
 FORMAT_VERSION = 1
 OFFSETS_TOPIC = "__consumer_offsets"
-INTERNAL_TOPICS = frozenset({OFFSETS_TOPIC})
+AUDIT_TOPIC = "__audit_log"
+INTERNAL_TOPICS = frozenset({OFFSETS_TOPIC, AUDIT_TOPIC})
 MAX_TOPIC_NAME = 249
 _TOPIC_NAME = re.compile(r"[a-zA-Z0-9._-]+")
 

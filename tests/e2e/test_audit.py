@@ -6,18 +6,20 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from confluent_kafka import KafkaException, Producer
+from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, NewTopic, ResourceType
 
 from loadtest.broker_process import wait_for
 from tests.e2e.conftest import MakeBroker
 from tests.e2e.secure_broker import PASSWORD, USER, SecureBroker
 
+TOPIC = "__audit_log"
 WRONG = "not the passw0rd"
 
 
@@ -31,6 +33,7 @@ class Audited:
             folder,
             AUDIT_LOG="file",
             AUDIT_ANCHOR_INTERVAL_MS="200",
+            AUDIT_TOPIC="true",
             ACL_ENABLED="true",
             ACL_JSON=json.dumps(rules),
         )
@@ -44,9 +47,22 @@ class Audited:
         """The first record that matches, once it is there."""
         return wait_for(lambda: next((record for record in self.records() if match(record)), None), 30, what)
 
-    def verify(self, *more: str) -> subprocess.CompletedProcess[str]:
+    def verify(self, *more: str, piped: bytes = b"") -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "kafscale", "audit", "verify", "--data-dir", str(self.broker.data_dir), *more]
-        return subprocess.run(command, capture_output=True, text=True, check=False)
+        return subprocess.run(command, input=piped.decode(), capture_output=True, text=True, check=False)
+
+    def copies(self, count: int) -> list[bytes]:
+        """The first records in the internal topic, by number."""
+        settings = self.secure.confluent("sasl", "SCRAM-SHA-256") | {"group.id": "auditors"}
+        consumer = Consumer(settings)
+        partitions = consumer.list_topics(TOPIC, 30).topics[TOPIC].partitions
+        consumer.assign([TopicPartition(TOPIC, partition, 0) for partition in partitions])
+        found: list[bytes] = []
+        until = time.monotonic() + 30
+        while len(found) < count and time.monotonic() < until:
+            found += [message.value() for message in consumer.consume(1000, 0.2) if message.error() is None]
+        consumer.close()
+        return sorted(found, key=lambda line: int(json.loads(line)["seq"]))
 
     def admin(self) -> AdminClient:
         return AdminClient(self.secure.confluent("sasl", "SCRAM-SHA-256"))
@@ -96,6 +112,18 @@ def test_the_record_of_a_broker(audited: Audited) -> None:
     (authorization,) = denied["actor"]["authorizations"]
     assert authorization["decision"] == "denied"
     assert "default policy is deny" in authorization["policy"]["desc"]
+
+    # What is in the topic are the same lines, and not even who may do everything adds to them.
+    lines = audited.path.read_bytes().splitlines()
+    copies = audited.copies(len(lines))
+    assert copies[: len(lines)] == lines
+    piped = b"".join(line + b"\n" for line in copies)
+    assert audited.verify("--no-anchors", "-", piped=piped).returncode == 0
+    forger = Producer(secure.confluent("sasl", "SCRAM-SHA-256"))
+    failed: list[Any] = []
+    forger.produce(TOPIC, b"forged", partition=0, on_delivery=lambda error, _: failed.append(error))
+    forger.flush(30)
+    assert failed and failed[0] is not None
 
     broker.kill_worker(0)
     audited.wait("the worker's end", lambda record: record["unmapped"].get("action") == "Stop worker")
