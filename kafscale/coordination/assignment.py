@@ -119,11 +119,11 @@ def start(state: ClusterState, workers: Sequence[Incarnation], ended: Mapping[st
 def hand_over(state: ClusterState, workers: Sequence[Incarnation], ended: Mapping[str, EndedLog]) -> Assign | None:
     """The slots that ended logs own, to `workers`, evened out with what those own already; None if there are none.
 
-    Nothing is taken from a log that lives. A slot stays on its node where that is among the workers and has no more
-    than its share.
+    Nothing is taken from a log that lives, and nothing given to one that has ended: a broker that was lost may be back
+    before its workers know. A slot stays on its node where that is among the workers and has no more than its share.
     """
-    by_node = {worker.node_id: worker for worker in workers}
-    living = {worker.log_id for worker in workers} - ended.keys()
+    by_node = {worker.node_id: worker for worker in workers if worker.log_id not in ended}
+    living = {worker.log_id for worker in by_node.values()}
     owners: dict[int, int] = {}
     pinned: set[int] = set()
     orphans: set[int] = set()

@@ -254,6 +254,14 @@ def test_nothing_is_taken_from_a_log_that_lives() -> None:
     assert change is not None and list(change.slots) == [0]
 
 
+def test_nothing_is_given_to_a_log_that_has_ended() -> None:
+    """A broker that was lost may be registered again before its workers know that their logs were ended."""
+    before = state([[Assignment(1, 0, "0a")], [Assignment(1, 1, "1a")], [Assignment(1, 0, "0a")]])
+    change = hand_over(before, workers("0a", "1a"), {"0a": ended("0a")})
+    assert change is not None and {entries[-1].log_id for entries in change.slots.values()} == {"1a"}
+    assert hand_over(before, workers("0a"), {"0a": ended("0a")}) is None
+
+
 def test_a_list_is_shortened_to_what_a_checkpoint_names_and_no_further() -> None:
     entries = [Assignment(1, 0, "a"), Assignment(2, 1, "b"), Assignment(3, 2, "c")]
     before = state([entries, entries, entries])
