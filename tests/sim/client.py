@@ -23,6 +23,7 @@ from tests.sim.world import Process, SimClock, World
 
 REQUEST_TIMEOUT_SECONDS = 8.0
 BACKOFF_SECONDS = 0.1
+RECONNECT_BACKOFF_MAX_SECONDS = 1.0
 BOOTSTRAP_PORT = 9092
 
 # What says "look for the leader again, and send it again".
@@ -114,10 +115,11 @@ class Wire:
 
     async def wait(self, answer: asyncio.Future[Any], seconds: float = REQUEST_TIMEOUT_SECONDS) -> Any:
         """The answer; a client that loses patience gives the whole connection up, as real ones do."""
-        done, _ = await asyncio.wait({answer}, timeout=seconds)
-        if not done:
-            self.close()
-        return await answer
+        patience = self._world.loop.call_later(seconds, self.close)
+        try:
+            return await answer
+        finally:
+            patience.cancel()
 
     def close(self) -> None:
         self._end.close()
@@ -170,6 +172,8 @@ class Client:
         self._network = network
         self._ports: dict[int, int] = {}
         self._wires: dict[int, Wire] = {}
+        # Port → how often in a row nobody was there.
+        self._refusals: dict[int, int] = {}
         # (topic, partition) → (node, leader epoch); topic → id.
         self.leaders: dict[tuple[str, int], tuple[int, int]] = {}
         self.topic_ids: dict[str, bytes] = {}
@@ -180,11 +184,15 @@ class Client:
         await asyncio.sleep(BACKOFF_SECONDS * self.random.uniform(0.5, 1.5))
 
     async def connect(self, port: int) -> Wire:
-        """A connection of its own. Raises Lost."""
+        """A connection of its own. Raises Lost, and the later the more often nobody was there."""
         try:
-            end = await asyncio.wait_for(self._network.connect(port, self.process), REQUEST_TIMEOUT_SECONDS)
-        except (ConnectionRefusedError, TimeoutError) as error:
+            end = await self._network.connect(port, self.process)
+        except ConnectionRefusedError as error:
+            refusals = self._refusals[port] = self._refusals.get(port, 0) + 1
+            seconds = min(BACKOFF_SECONDS * 2 ** (refusals - 1), RECONNECT_BACKOFF_MAX_SECONDS)
+            await asyncio.sleep(seconds * self.random.uniform(0.8, 1.2))
             raise Lost(str(error)) from error
+        self._refusals.pop(port, None)
         return Wire(self.world, end, self.name)
 
     async def wire_to(self, node: int) -> Wire:

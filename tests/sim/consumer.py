@@ -366,7 +366,7 @@ class Member(Consumer):
         heard_at = self.world.loop.time()
         while not self.is_stopping:
             if self.positions:
-                await self.poll(self.random.choice((50, 300)))
+                await self.poll(self.random.choice((50, 500)))
             else:
                 await asyncio.sleep(0.3)
             if self.random.random() < 0.4:

@@ -6,6 +6,7 @@ are `(topic, index)`. Values are unique: a value names the record it was produce
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import msgspec
@@ -148,3 +149,11 @@ class History(msgspec.Struct):
 
     events: list[Event] = []
     final: dict[Partition, FinalLog] = {}
+
+    def seen(self) -> Counter[str]:
+        """How often clients did and saw what, answers that say nothing left out."""
+        return Counter(type(event).__name__ for event in self.events if not _says_nothing(event))
+
+
+def _says_nothing(event: Event) -> bool:
+    return (isinstance(event, Fetched) and not event.records) or (isinstance(event, OffsetFetched) and event.offset < 0)

@@ -5,7 +5,10 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+from collections import deque
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from types import TracebackType
 
 from kafscale.storage.planted import PlantedBugs
 from tests.sim.scenario import Result, run_seed
@@ -17,14 +20,37 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def results(work: Iterable[Work], jobs: int) -> Iterator[Result]:
-    """The results of (seed, planted bugs), in the order of `work`, as they come. What is left undone when the iteration
-    is broken off is given up."""
-    if jobs <= 1:
-        yield from map(_run_one, work)
-        return
-    with multiprocessing.get_context("spawn").Pool(jobs, _be_silent) as pool:
-        yield from pool.imap(_run_one, work)
+class Pool:
+    """Processes that run seeds. Use it as a context: they end with it."""
+
+    def __init__(self, jobs: int) -> None:
+        self._jobs = jobs
+        context = multiprocessing.get_context("spawn")
+        self._executor = ProcessPoolExecutor(jobs, mp_context=context, initializer=_be_silent)
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._executor.shutdown(cancel_futures=True)
+
+    def results(self, work: Iterable[Work]) -> Iterator[Result]:
+        """The results of (seed, planted bugs), in the order of `work`, as they come. When the iteration is broken off,
+        no more is begun."""
+        waiting: deque[Future[Result]] = deque()
+        try:
+            for item in work:
+                waiting.append(self._executor.submit(_run_one, item))
+                # A few ahead, so that nobody is idle while one seed takes long.
+                if len(waiting) > 4 * self._jobs:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
 
 
 def _be_silent() -> None:

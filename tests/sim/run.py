@@ -12,7 +12,7 @@ import time
 from collections import Counter
 
 from kafscale.storage.planted import PlantedBugs
-from tests.sim.pool import results
+from tests.sim.pool import Pool
 from tests.sim.scenario import Result, run_seed
 
 
@@ -45,13 +45,14 @@ def _run_many(seeds: range, bugs: PlantedBugs, jobs: int) -> int:
     failed = operations = 0
     faults: Counter[str] = Counter()
     counts: Counter[str] = Counter()
-    for result in results(((seed, bugs) for seed in seeds), jobs):
-        operations += result.operations
-        faults += result.faults
-        counts += result.counts
-        if result.failed:
-            failed += 1
-            print(result.report(), flush=True)
+    with Pool(jobs) as pool:
+        for result in pool.results((seed, bugs) for seed in seeds):
+            operations += result.operations
+            faults += result.faults
+            counts += result.counts
+            if result.failed:
+                failed += 1
+                print(result.report(), flush=True)
     seconds = time.perf_counter() - began
     print("faults: " + _listed(faults))
     print("came about: " + _listed(counts))

@@ -40,15 +40,19 @@ from tests.sim.network import Network, NetworkFaults
 from tests.sim.producer import Producer
 from tests.sim.store import Bucket
 from tests.sim.threads import Threads
+from tests.sim.worker import WorkerProcess
 from tests.sim.world import World
 
 FAULTS_LEAST = 6
 KINDS_LEAST = 3
 OPERATIONS_LEAST = 500
-TROUBLE_SECONDS = 60.0
+# So many of them at least are asked for while there is trouble.
+TROUBLED_OPERATIONS_LEAST = 300
+TROUBLE_SECONDS = 40.0
 PEACE_SECONDS = 180.0
 # By then a replaced worker has asked the store, or has been told.
 NOTICE_SECONDS = 15.0
+QUIET_SECONDS = 5.0
 ORDER_SECONDS = 60.0
 END_OF_TIME = 1500.0
 
@@ -64,6 +68,8 @@ class Result(msgspec.Struct):
     operations: int
     faults: Counter[str]
     counts: Counter[str]
+    # How often clients did and saw what, empty answers left out.
+    seen: Counter[str]
     seconds: float
     trace: list[str]
     history: History
@@ -84,6 +90,17 @@ class Result(msgspec.Struct):
 
 def run_seed(seed: int, bugs: PlantedBugs = NO_BUGS, keep_trace: bool = False) -> Result:
     """Run one seed and judge it."""
+    # What was there before is not looked through again and again, and nothing is collected at an odd moment.
+    gc.freeze()
+    gc.disable()
+    try:
+        return _run_seed(seed, bugs, keep_trace)
+    finally:
+        gc.unfreeze()
+        gc.enable()
+
+
+def _run_seed(seed: int, bugs: PlantedBugs, keep_trace: bool) -> Result:
     loop = SimLoop(END_OF_TIME)
     world = World(loop, seed, keep_trace)
     Threads(world)
@@ -96,6 +113,8 @@ def run_seed(seed: int, bugs: PlantedBugs = NO_BUGS, keep_trace: bool = False) -
         except Exception:  # noqa: BLE001 - a seed that fails in any way must be named
             world.complain(f"the simulation failed: {traceback.format_exc()}")
         # What nobody awaited is reported when it is collected.
+        for process in world.processes:
+            process.forget_done()
         gc.collect()
     history = scenario.recorder.history
     # Without a last reading there is nothing to hold the history against; why there is none is a complaint.
@@ -111,6 +130,7 @@ def run_seed(seed: int, bugs: PlantedBugs = NO_BUGS, keep_trace: bool = False) -
         scenario.recorder.operations,
         scenario.faults,
         world.counts,
+        history.seen(),
         loop.time(),
         world.trace_lines,
         history,
@@ -212,6 +232,7 @@ class Scenario:
         await self._bury_replaced()
         await self._until(asyncio.gather(*working), "producers to be done", PEACE_SECONDS)
         await self._until(self._members_caught_up(members), "the group to catch up", PEACE_SECONDS)
+        await self._until(self._enough_operations(), "enough operations", PEACE_SECONDS)
         self._working = False
         for member in members:
             member.is_stopping = True
@@ -260,7 +281,7 @@ class Scenario:
         producers = []
         for number in range(chance.randint(2, 4)):
             partitions = chance.sample(self._partitions, k=min(len(self._partitions), chance.randint(2, 4)))
-            batches = chance.randint(25, 45)
+            batches = chance.randint(20, 35)
             producers.append(
                 Producer(
                     self.world,
@@ -286,7 +307,7 @@ class Scenario:
         for partition in self._partitions:
             reader.seek(partition, 0)
         while self._working:
-            await reader.poll(reader.random.choice((20, 100, 500)))
+            await reader.poll(reader.random.choice((20, 200, 1000)))
             if reader.random.random() < 0.05:
                 await asyncio.sleep(reader.random.expovariate(1.0))
 
@@ -302,6 +323,12 @@ class Scenario:
                 for partition, position in member.positions.items():
                     reached[partition] = max(position, reached.get(partition, 0))
             if all(reached.get(partition, -1) >= end for partition, end in ends.items()):
+                return
+            await asyncio.sleep(0.5)
+
+    async def _enough_operations(self) -> None:
+        while True:
+            if self.recorder.operations >= OPERATIONS_LEAST:
                 return
             await asyncio.sleep(0.5)
 
@@ -327,7 +354,7 @@ class Scenario:
         while True:
             await asyncio.sleep(self._chance.expovariate(1 / self.mood.pace_seconds))
             enough = faults.counts.total() >= FAULTS_LEAST and len(faults.counts) >= KINDS_LEAST
-            enough = enough and self.recorder.operations >= OPERATIONS_LEAST
+            enough = enough and self.recorder.operations >= TROUBLED_OPERATIONS_LEAST
             if enough and (all(task.done() for task in working) or self.world.loop.time() - began > TROUBLE_SECONDS):
                 return
             faults.strike()
@@ -335,12 +362,24 @@ class Scenario:
     async def _bury_replaced(self) -> None:
         """A worker that was replaced must find out by itself, and soon. Whoever hasn't is ended: it would disturb the
         verdict on all else."""
-        await asyncio.sleep(NOTICE_SECONDS)
+        deadline = self.world.loop.time() + NOTICE_SECONDS
+        await asyncio.sleep(QUIET_SECONDS)
+        while True:
+            replaced = self._replaced()
+            if not replaced or self.world.loop.time() > deadline:
+                break
+            await asyncio.sleep(1)
+        for worker in replaced:
+            self.world.complain(f"{worker.process.name} was replaced and still runs after {NOTICE_SECONDS:.0f} s")
+            worker.process.crash()
+
+    def _replaced(self) -> list[WorkerProcess]:
         current = self._cluster.current_logs()
-        for worker in self._cluster.alive():
-            if worker.log_id not in current and worker.worker is not None and not worker.worker.is_stopped:
-                self.world.complain(f"{worker.process.name} was replaced and still runs after {NOTICE_SECONDS:.0f} s")
-                worker.process.crash()
+        return [
+            worker
+            for worker in self._cluster.alive()
+            if worker.log_id not in current and worker.worker is not None and not worker.worker.is_stopped
+        ]
 
     # The world's own tasks
 

@@ -12,7 +12,6 @@ import asyncio
 import contextvars
 import random
 import traceback
-import weakref
 from collections import Counter, deque
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -30,6 +29,10 @@ EPOCH_MS = 1_800_000_000_000
 def current_process() -> Process | None:
     """The process in which the caller runs."""
     return _process.get()
+
+
+# A process with fewer tasks remembers also those that are done.
+FEW_TASKS = 30
 
 
 class Machine:
@@ -55,8 +58,10 @@ class Process:
         self._context = contextvars.Context()
         self._context.run(_process.set, self)
         self._held: deque[tuple[Callable[..., Any], tuple[Any, ...]]] = deque()
-        # Tasks in the order of their creation, so that a crash cancels them in the same order every time.
-        self.tasks: dict[asyncio.Task[Any], None] = {}
+        # Tasks in the order of their creation, so that a crash cancels them in the same order every time; those that
+        # are done are forgotten when there are so many.
+        self.tasks: list[asyncio.Task[Any]] = []
+        self._tasks_most = FEW_TASKS
 
     def deliver(self, callback: Callable[..., Any], *args: Any) -> None:
         """Run `callback(*args)` inside the process: now, on resumption, or, if it is dead, never."""
@@ -74,6 +79,15 @@ class Process:
     def spawn(self, coroutine: Coroutine[Any, Any, Any], name: str | None = None) -> asyncio.Task[Any]:
         task: asyncio.Task[Any] = self.run(lambda: asyncio.get_running_loop().create_task(coroutine, name=name))
         return task
+
+    def remember(self, task: asyncio.Task[Any]) -> None:
+        self.tasks.append(task)
+        if len(self.tasks) > self._tasks_most:
+            self.forget_done()
+
+    def forget_done(self) -> None:
+        self.tasks = [task for task in self.tasks if not task.done()]
+        self._tasks_most = FEW_TASKS + 2 * len(self.tasks)
 
     def pause(self) -> None:
         if not self.is_dead:
@@ -108,8 +122,9 @@ class Process:
         for callback in self.on_crash:
             callback()
         self.on_crash.clear()
-        for task in list(self.tasks):
+        for task in self.tasks:
             task.cancel()
+        self.forget_done()
 
 
 class _Ticket:
@@ -185,6 +200,12 @@ class SimClock:
         return timer
 
 
+class _Task(asyncio.Task[Any]):
+    """A task that knows its process."""
+
+    process: Process | None = None
+
+
 class World:
     """Time, chance, processes, and what happened."""
 
@@ -201,7 +222,6 @@ class World:
         # How often what is worth simulating came about.
         self.counts: Counter[str] = Counter()
         self._keep_trace = keep_trace
-        self._process_of: weakref.WeakKeyDictionary[asyncio.Task[Any], Process] = weakref.WeakKeyDictionary()
         loop.set_task_factory(self._make_task)
         loop.gate = self._gated
         loop.on_uncaught = self._uncaught
@@ -230,15 +250,14 @@ class World:
         self, loop: asyncio.AbstractEventLoop, coroutine: Any, context: contextvars.Context | None = None
     ) -> asyncio.Task[Any]:
         if context is None:
-            task = asyncio.Task(coroutine, loop=loop)
+            task = _Task(coroutine, loop=loop)
             process = _process.get()
         else:
-            task = asyncio.Task(coroutine, loop=loop, context=context)
+            task = _Task(coroutine, loop=loop, context=context)
             process = context.get(_process)
         if process is not None:
-            process.tasks[task] = None
-            self._process_of[task] = process
-            task.add_done_callback(lambda done: process.tasks.pop(done, None) and None)
+            process.remember(task)
+            task.process = process
             if process.is_dead:
                 task.cancel()
         return task
@@ -254,8 +273,8 @@ class World:
         process = None
         if "handle" in context:
             process = context["handle"]._context.get(_process)
-        elif isinstance(task := context.get("task") or context.get("future"), asyncio.Task):
-            process = self._process_of.get(task)
+        elif isinstance(task := context.get("task") or context.get("future"), _Task):
+            process = task.process
         if process is not None and process.is_dead:
             return False
         error = context.get("exception")
