@@ -19,6 +19,7 @@ from kafscale.storage.compaction import Compactor
 from kafscale.storage.earlier_logs import EarlierLogs
 from kafscale.storage.flush import Flush
 from kafscale.storage.flusher import Flusher
+from kafscale.storage.planted import NO_BUGS, PlantedBugs
 from workers.checkpoints import Checkpointer
 from workers.ownership import Ownership, settle
 
@@ -39,6 +40,7 @@ class Handovers:
         metrics: MetricsBlock,
         send: Callable[[ToSupervisor], None],
         spawn: Callable[[Coroutine[None, None, None]], None],
+        bugs: PlantedBugs = NO_BUGS,
     ) -> None:
         self._log_id = log_id
         self._ownership = ownership
@@ -49,6 +51,7 @@ class Handovers:
         self._metrics = metrics
         self._send = send
         self._spawn = spawn
+        self._bugs = bugs
         self._has_begun = False
         self._is_loading = False
         self._is_releasing = False
@@ -104,7 +107,8 @@ class Handovers:
             while epochs := self._ownership.to_release():
                 log.info("slots were given to others", extra={"slots": len(epochs)})
                 # Others go on appending: what is closed waits for what holds some of it, and no longer.
-                await durable(self._flusher.hasten())
+                if not self._bugs.released_before_flush:
+                    await durable(self._flusher.hasten())
                 sequence = await self._checkpointer.write(releasing=epochs)
                 self._ownership.released_at(epochs)
                 self._metrics.cells[SLOTS_RELEASED] += len(epochs)

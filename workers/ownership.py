@@ -302,7 +302,7 @@ class Ownership:
         """Follow the cluster: slots that were given away are closed; new topics and partitions appear, deleted ones go,
         settings take effect."""
         for entry in self.slots.values():
-            if entry.is_open and not self._is_ours(entry):
+            if entry.is_open and not self._is_ours(entry) and not self._bugs.released_stays_open:
                 self._close(entry)
         for name, topic in self._followed.items():
             new = state.topics.get(name)
@@ -404,13 +404,16 @@ class Ownership:
             for identity, partition in entry.partitions.items():
                 del self._partitions[identity]
                 self._groups.forget(partition)
+                if self._bugs.released_is_given_up:
+                    self.references.drop(partition.extents)
 
     def forget_released(self) -> list[ManifestPlace]:
         """Forget the released slots whose lists lead to this log no more; returns where their manifests lie."""
         gone = [
             slot
             for slot, released in self.released.items()
-            if not any(
+            if self._bugs.released_is_forgotten
+            or not any(
                 entry.log_id == self._log_id and entry.epoch <= released.epoch
                 for entry in self._cluster.state.slots[slot]
             )

@@ -201,6 +201,7 @@ class Worker:
             metrics,
             send,
             self._spawn,
+            bugs,
         )
         self._upkeep = Upkeep(context, self.checkpointer, self.compactor, self.connections, tail, slabs)
 

@@ -161,7 +161,8 @@ class EarlierLogs:
         end = awaited.end
         if end.sealed or self._bugs.gap_is_the_end:
             return True
-        return end.checkpoint is not None and end.checkpoint.released.get(slot, 0) >= entry.epoch
+        least = 1 if self._bugs.any_release_counts else entry.epoch
+        return end.checkpoint is not None and end.checkpoint.released.get(slot, 0) >= least
 
     async def _watch(self, awaited: _Awaited) -> None:
         """Look at one log whenever it is due or hinted at, until it has ended. Raises Corrupt."""

@@ -15,6 +15,10 @@ class PlantedBugs(msgspec.Struct, frozen=True, kw_only=True):
     `producer_state_lost`: producers are neither in manifests nor replayed. `duplicate_answered_early`: the answer does
     not wait for the original to be durable. `deleted_before_counting`: what a checkpoint gives up is deleted before it
     counts.
+
+    Of planned moves: `released_before_flush`: a release does not wait for what was appended. `released_stays_open`: a
+    slot that was given away is not closed. `released_is_given_up`: the old owner gives up what a released slot refers
+    to. `released_is_forgotten`: it no longer names the manifest of a released slot.
     """
 
     acknowledge_before_write: bool = False
@@ -25,6 +29,10 @@ class PlantedBugs(msgspec.Struct, frozen=True, kw_only=True):
     producer_state_lost: bool = False
     duplicate_answered_early: bool = False
     deleted_before_counting: bool = False
+    released_before_flush: bool = False
+    released_stays_open: bool = False
+    released_is_given_up: bool = False
+    released_is_forgotten: bool = False
 
 
 NO_BUGS = PlantedBugs()

@@ -229,7 +229,7 @@ class SimEtcd:
         self._later(EXPIRY_SECONDS, self._tick)
 
     def _changed(self, key: str) -> None:
-        self.world.trace(f"etcd {key} is {self.keys[key].value[:60]!r}" if key in self.keys else f"etcd {key} is gone")
+        self.world.trace(f"etcd {key} is {self.keys[key].value[:300]!r}" if key in self.keys else f"etcd {key} is gone")
         self._watches = [watch for watch in self._watches if not watch.process.is_dead]
         for watch in self._watches:
             if key.startswith(watch.prefix):

@@ -28,6 +28,8 @@ from tests.sim.world import Machine, World
 CLOCK_JUMP_MS = 3 * 3_600_000
 BACKUP_SECONDS = 4.0
 ROLLING_PATIENCE_SECONDS = 40.0
+HASTY_PATIENCE_SECONDS = 8.0
+HASTY_LOOK_SECONDS = 0.02
 
 # Kind → the method that does it: those that one broker knows, and those that take several and an etcd.
 ANYWHERE = {
@@ -39,6 +41,7 @@ ANYWHERE = {
     "outage": "outage",
     "cut off": "cut_off",
     "lost answers": "lose_answers",
+    "slow store": "slow_down",
     "broken connections": "break_connections",
     "clock jump": "jump_clock",
     "clock strobe": "strobe_clock",
@@ -50,6 +53,7 @@ IN_CLUSTERS = {
     "broker paused": "pause_broker",
     "supervisor paused": "pause_supervisor",
     "broker leaves": "leave",
+    "leaves in a row": "leave_in_a_row",
     "rolling restart": "roll",
     "broker off store": "cut_off_store",
     "broker off etcd": "cut_off_etcd",
@@ -230,6 +234,16 @@ class Faults:
         self._later(self._chance.uniform(0.5, 4), self._calm_store)
         return True
 
+    def _slow_down(self) -> bool:
+        """Everything takes long, and much is refused: "503 Slow Down"."""
+        self._bucket.faults = msgspec.structs.replace(
+            self._calm_store_faults,
+            delay_usual=self._chance.uniform(0.2, 0.6),
+            unavailable=self._chance.choice((0.0, 0.4)),
+        )
+        self._later(self._chance.uniform(1, 8), self._calm_store)
+        return True
+
     def _calm_store(self) -> None:
         self._bucket.faults = self._calm_store_faults
 
@@ -314,6 +328,30 @@ class Faults:
         broker.leave()
         self._later(self._chance.uniform(1, 12), broker.start)
         return True
+
+    def _leave_in_a_row(self) -> bool:
+        """One leaves, and whoever is taking something over from it as well, so that what was given away is given on
+        before it has arrived. Both come again soon."""
+        up = [broker for broker in self._cluster.brokers if broker.is_up and broker.is_wanted]
+        if len(up) < 2:
+            return False
+        first = up[self._chance.randrange(len(up))]
+        first.leave()
+        self._later(self._chance.uniform(0, 4), first.start)
+        if len(up) > 2:
+            self._leave_once_loading(first, round(HASTY_PATIENCE_SECONDS / HASTY_LOOK_SECONDS))
+        return True
+
+    def _leave_once_loading(self, first: SimBroker, tries: int) -> None:
+        for broker in self._cluster.brokers:
+            if broker is first or not broker.is_up or not broker.is_wanted:
+                continue
+            if any(worker.is_taking_over() for worker in broker.alive()):
+                self._later(self._chance.choice((0.0, 0.1, 0.3)), broker.leave)
+                self._later(self._chance.uniform(0.5, 4), broker.start)
+                return
+        if tries:
+            self._later(HASTY_LOOK_SECONDS, self._leave_once_loading, first, tries - 1)
 
     def _roll(self) -> bool:
         """Restart one broker after the other, each once the one before serves again."""

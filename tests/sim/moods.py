@@ -104,6 +104,28 @@ MOODS = (
         sweep_seconds=(0.5, 3.0),
     ),
     Mood(
+        # Planned moves upon planned moves, over a store that is slow: what is given away has not arrived yet.
+        name="hasty",
+        share=6,
+        brokers=(2, 3, 3, 3),
+        pace_seconds=1.5,
+        usual_weight=0,
+        weights={
+            "leaves in a row": 8,
+            "slow store": 6,
+            "broker leaves": 2,
+            "rolling restart": 1,
+            "crash": 2,
+            "supervisor crash": 1,
+            "broker killed": 1,
+            "etcd events": 1,
+            "lost answers": 1,
+        },
+        store_seconds=(0.02, 0.05, 0.1),
+        sweep_seconds=(0.5, 3.0),
+        producer_pace_seconds=(0.1, 0.3),
+    ),
+    Mood(
         # Brokers that are alive and cut off, or asleep: replaced without knowing it.
         name="apart",
         share=6,
@@ -167,6 +189,7 @@ def store_faults(chance: random.Random, mood: Mood) -> StoreFaults:
         answer_lost_applied_later=lost / 2,
         own_put_refused=lost / 2,
         unavailable=lost,
+        delete_answer_lost=lost,
     )
 
 
@@ -189,5 +212,6 @@ def settings_of(chance: random.Random, mood: Mood) -> Settings:
         worker_hang_timeout_ms=chance.choice((1500, 3000, 5000)),
         etcd_lease_ttl_ms=chance.choice((2000, 3000)),
         drain_timeout_ms=chance.choice((4000, 10_000)),
+        slot_release_timeout_ms=chance.choice((1000, 3000, 10_000)),
         auto_create_topics=False,
     )

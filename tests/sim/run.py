@@ -15,6 +15,8 @@ from kafscale.storage.planted import PlantedBugs
 from tests.sim.pool import Pool
 from tests.sim.scenario import Result, run_seed
 
+SEEDS_PER_POOL = 500
+
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.sim.run", description=__doc__)
@@ -45,14 +47,19 @@ def _run_many(seeds: range, bugs: PlantedBugs, jobs: int) -> int:
     failed = operations = 0
     faults: Counter[str] = Counter()
     counts: Counter[str] = Counter()
-    with Pool(jobs) as pool:
-        for result in pool.results((seed, bugs) for seed in seeds):
-            operations += result.operations
-            faults += result.faults
-            counts += result.counts
-            if result.failed:
-                failed += 1
-                print(result.report(), flush=True)
+    for first in range(0, len(seeds), SEEDS_PER_POOL):
+        # What a process has run leaves something behind now and then.
+        with Pool(jobs) as pool:
+            for result in pool.results((seed, bugs) for seed in seeds[first : first + SEEDS_PER_POOL]):
+                operations += result.operations
+                faults += result.faults
+                counts += result.counts
+                if result.failed:
+                    failed += 1
+                    print(result.report(), flush=True)
+        print(
+            f"{first + len(seeds[first : first + SEEDS_PER_POOL])} seeds, {failed} failed", file=sys.stderr, flush=True
+        )
     seconds = time.perf_counter() - began
     print("faults: " + _listed(faults))
     print("came about: " + _listed(counts))

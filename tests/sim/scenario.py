@@ -96,6 +96,8 @@ def run_seed(seed: int, bugs: PlantedBugs = NO_BUGS, keep_trace: bool = False) -
     try:
         return _run_seed(seed, bugs, keep_trace)
     finally:
+        # The world itself, which nobody refers to by now: the next seed would freeze it for good.
+        gc.collect()
         gc.unfreeze()
         gc.enable()
 
@@ -103,7 +105,7 @@ def run_seed(seed: int, bugs: PlantedBugs = NO_BUGS, keep_trace: bool = False) -
 def _run_seed(seed: int, bugs: PlantedBugs, keep_trace: bool) -> Result:
     loop = SimLoop(END_OF_TIME)
     world = World(loop, seed, keep_trace)
-    Threads(world)
+    threads = Threads(world)
     with predictable(random.Random(f"{seed}/predictable")), _surprises_complained_about(world):
         scenario = Scenario(world, bugs)
         try:
@@ -112,6 +114,7 @@ def _run_seed(seed: int, bugs: PlantedBugs, keep_trace: bool) -> Result:
             world.complain(f"no progress: {error}")
         except Exception:  # noqa: BLE001 - a seed that fails in any way must be named
             world.complain(f"the simulation failed: {traceback.format_exc()}")
+        threads.close()
         # What nobody awaited is reported when it is collected.
         for process in world.processes:
             process.forget_done()

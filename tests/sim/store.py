@@ -46,6 +46,8 @@ class StoreFaults(msgspec.Struct, kw_only=True):
     crashed_put_dropped: float = 0.4
     crashed_put_late: float = 0.3
     crashed_delete_late: float = 0.5
+    # And then it is carried out, later.
+    delete_answer_lost: float = 0.0
 
 
 @dataclass
@@ -81,6 +83,7 @@ class Bucket:
     def __post_init__(self) -> None:
         self.objects = MemoryStore(_BucketClock(self.world))
         self.random: random.Random = self.world.stream("store")
+        self.delete_random: random.Random = self.world.stream("store deletes")
         self.applied: list[Applied] = []
         self.unavailable_until = 0.0
         # Names of machines and processes.
@@ -236,9 +239,17 @@ class StoreHandle:
 
         def run() -> None:
             bucket.apply_delete(self.process, keys)
-            self._reply(answer, bucket.delay(), None)
+            if not is_lost:
+                self._reply(answer, bucket.delay(), None)
 
-        self._send(answer, bucket.delay(), run, is_write=True, is_delete=True)
+        faults, arrives = bucket.faults, bucket.delay()
+        is_lost = bucket.delete_random.random() < faults.delete_answer_lost
+        if is_lost:
+            bucket.world.counts["late deletes"] += 1
+            gives_up = arrives + faults.unclear_after
+            self._reply(answer, gives_up, StoreUnavailable("the simulated store's answer was lost"))
+            arrives = gives_up + bucket.delete_random.expovariate(1 / faults.applied_later_seconds)
+        self._send(answer, arrives, run, is_write=True, is_delete=True)
         return await answer
 
     async def close(self) -> None:

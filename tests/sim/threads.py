@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from greenlet import greenlet
+from greenlet import GreenletExit, greenlet
 
 from tests.sim.world import Process, World, current_process
 
@@ -27,6 +27,8 @@ class Threads:
         self._world = world
         self._running: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
         self._waiting: weakref.WeakKeyDictionary[Any, deque[Callable[[], None]]] = weakref.WeakKeyDictionary()
+        # Those that have begun and not ended. What a crash left waiting is here to the end.
+        self._begun: dict[_Thread, None] = {}
         world.loop.executor = self.call
 
     def call(self, executor: Any, function: Callable[[], Any]) -> asyncio.Future[Any]:
@@ -36,6 +38,7 @@ class Threads:
         outcome: asyncio.Future[Any] = self._world.loop.create_future()
 
         def ended(result: Any, error: BaseException | None) -> None:
+            self._begun.pop(thread, None)
             self._running[executor] -= 1
             waiting = self._waiting.get(executor)
             if waiting:
@@ -47,15 +50,25 @@ class Threads:
             else:
                 outcome.set_result(result)
 
+        thread = _Thread(process, function, ended)
+
         def begin() -> None:
             self._running[executor] = self._running.get(executor, 0) + 1
-            self._world.loop.call_soon(_Thread(process, function, ended).go_on)
+            self._begun[thread] = None
+            self._world.loop.call_soon(thread.go_on)
 
         if self._running.get(executor, 0) < executor._max_workers:
             begin()
         else:
             self._waiting.setdefault(executor, deque()).append(begin)
         return outcome
+
+    def close(self) -> None:
+        """End those that wait for what will never come: a stack that stands aside keeps all that it knows alive."""
+        while self._begun:
+            thread, _ = self._begun.popitem()
+            thread.parent = greenlet.getcurrent()
+            thread.throw(GreenletExit)
 
 
 class _Thread(greenlet):

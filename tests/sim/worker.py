@@ -110,6 +110,14 @@ class WorkerProcess:
         """The log of the incarnation that the process runs, or ran; empty before it is told."""
         return "" if self.configure is None else self.configure.log_id
 
+    def is_taking_over(self) -> bool:
+        """Whether it is to serve slots that it does not serve yet."""
+        worker = self.worker
+        if worker is None or worker.is_stopped or self.process.is_dead:
+            return False
+        ownership = worker.ownership
+        return bool(ownership.wanted() or ownership._loading)
+
     # The control socket
 
     def control_received(self, data: bytes) -> None:
