@@ -26,7 +26,7 @@ LOOK_SECONDS = 1.0
 async def bring_home(clock: Clock, controller: Controller, ender: LogEnder, posts: Sequence[Post]) -> None:
     """Look now and then. Never returns. Raises StoreFailed."""
     by_node = {post.node_id: post for post in posts}
-    # Of those that own nothing and are named still.
+    # Of those that are named still: they need be ended once.
     ended: set[str] = set()
     while True:
         await clock.sleep(LOOK_SECONDS)
@@ -34,14 +34,16 @@ async def bring_home(clock: Clock, controller: Controller, ender: LogEnder, post
         ended &= named.keys()
         for log_id, (post, owns) in sorted(named.items()):
             # Without a child it is being replaced, and its next log may be in the cluster log already.
-            if post.child is None or post.log_id == log_id or log_id in ended:
+            if post.child is None or post.log_id == log_id:
+                continue
+            # A leader that has not heard may give slots to a log long after it was ended.
+            if log_id in ended and not owns:
                 continue
             try:
                 read = await ender.end_log(log_id, "its incarnation was replaced before these slots were given to it")
+                ended.add(log_id)
                 if owns:
                     await controller.replace(read, post.incarnation)
-                else:
-                    ended.add(log_id)
             except (Corrupt, Retry, StoreUnavailable, StoreUnclear) as error:
                 log.warning("an ended worker's log is still waited for", extra={"cause": str(error)})
             else:

@@ -161,8 +161,7 @@ class EarlierLogs:
         end = awaited.end
         if end.sealed or self._bugs.gap_is_the_end:
             return True
-        least = 1 if self._bugs.any_release_counts else entry.epoch
-        return end.checkpoint is not None and end.checkpoint.released.get(slot, 0) >= least
+        return end.checkpoint is not None and end.checkpoint.released.get(slot, 0) >= entry.epoch
 
     async def _watch(self, awaited: _Awaited) -> None:
         """Look at one log whenever it is due or hinted at, until it has ended. Raises Corrupt."""

@@ -82,5 +82,36 @@ def test_the_log_of_an_ended_incarnation_is_ended(is_owner: bool) -> None:
     asyncio.run(scenario())
 
 
+def test_what_is_given_to_an_ended_log_later_comes_home_too() -> None:
+    """Goal: a log that was ended while it owned nothing is looked at again when a leader that had not heard gives it
+    slots."""
+
+    async def scenario() -> None:
+        clock, store, source = Clock(), MemoryStore(SystemClock()), random.Random(1)
+        post = a_post(0)
+        controller = Controller(
+            ClusterLog(store, KEYS, clock, source), clock, Settings(slots=4), "w", lambda version, payload: None
+        )
+        await controller.start([post.incarnation], _no_logs)
+        dead, first = new_log_id(), controller.state.slots[0]
+        given_on = {0: [*first, Assignment(2, 0, dead), Assignment(3, 100, new_log_id())]}
+        await controller.assign(lambda state: Assign(given_on))
+        looking = asyncio.create_task(bring_home(clock, controller, LogEnder(store, KEYS, clock, source, "w"), [post]))
+        reader = LogReader(store, KEYS, SystemClock(), source)
+        async with asyncio.timeout(20):
+            while not (await find_end(reader, dead)).sealed or clock.rounds < 100:
+                await clock.woken.wait()
+                clock.woken.clear()
+            await controller.assign(lambda state: Assign({1: [*state.slots[1], Assignment(2, 0, dead)]}))
+            while controller.state.slots[1][-1].log_id == dead:
+                await clock.woken.wait()
+                clock.woken.clear()
+        looking.cancel()
+        assert controller.state.slots[1][-1] == Assignment(3, 0, post.log_id)
+        await controller.close()
+
+    asyncio.run(scenario())
+
+
 async def _no_logs(log_id: str) -> Any:
     raise AssertionError("the bucket was empty")
