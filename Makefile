@@ -173,6 +173,10 @@ bench-security: $(VENV)/.development  ## Measure what ACLs, TLS and logins cost;
 	$(BIN)/python -m tests.bench.acls --write $(ARGS)
 	$(BIN)/python -m tests.bench.transport --write $(ARGS)
 
+.PHONY: bench-s3
+bench-s3: $(VENV)/.development $(MINISTACK)/.installed  ## Measure on S3 and etcd; the result is docs/bench-s3.md
+	$(BIN)/python -m tests.bench.s3 $(ARGS)
+
 .PHONY: docs
 docs: $(VENV)/.development  ## Write anew the pages that follow from the code
 	$(BIN)/python -m kafscale config --markdown > docs/settings.md

@@ -122,9 +122,9 @@ class Trial:
             {
                 "event": name,
                 "partitions with a new leader": len(changed),
-                "median interruption s": statistics.median(changed) if changed else float("nan"),
-                "longest s": max(changed, default=float("nan")),
-                "longest of the others s": max(stayed, default=float("nan")),
+                "median interruption s": statistics.median(changed) if changed else None,
+                "longest s": max(changed, default=None),
+                "longest of the others s": max(stayed, default=None),
                 "aim s": limit_s,
             }
         )
