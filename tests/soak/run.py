@@ -16,9 +16,12 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from confluent_kafka import KafkaException
 
 from loadtest.cluster import Cluster
 from loadtest.measure import machine_shape, rounded
@@ -28,6 +31,7 @@ from tests.soak.stability import MEMORY_SETTINGS, without_etcd, without_s3
 from tests.soak.trial import SETTINGS, endure
 
 BROKERS, WORKERS, LEASE_TTL_MS = 3, 2, 2000
+LOG_SHOWN_CHARACTERS = 4_000
 ROOT = Path(__file__).parent.parent.parent
 PAGE = ROOT / "docs" / "soak.md"
 HEAD = """# Soak
@@ -56,11 +60,11 @@ def trials(seconds: float, etcd_seconds: float, seed: int) -> dict[str, dict[str
 
     def hurt(name: str) -> dict[str, Any]:
         act = anything if name == "any of these, mixed" else FAULTS[name]
-        with _cluster() as cluster:
+        with _cluster() as cluster, _logs_if_it_fails(cluster):
             return endure(cluster, [act], seconds, LEASE_TTL_MS / 1000, seed)
 
     def still(how: Callable[[Cluster, float], dict[str, Any]], lasting: float) -> dict[str, Any]:
-        with _cluster() as cluster:
+        with _cluster() as cluster, _logs_if_it_fails(cluster):
             return how(cluster, lasting)
 
     faults = {name: (lambda name=name: hurt(name)) for name in (*FAULTS, "any of these, mixed")}
@@ -75,6 +79,16 @@ def _cluster() -> Cluster:
     return Cluster(BROKERS, WORKERS, SETTINGS | MEMORY_SETTINGS, make=Broker, lease_ttl_ms=LEASE_TTL_MS)
 
 
+@contextmanager
+def _logs_if_it_fails(cluster: Cluster) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        for broker in cluster.brokers:
+            print(f"--- broker {broker.bootstrap}\n{broker.log()[-LOG_SHOWN_CHARACTERS:]}")
+        raise
+
+
 def run(tables: dict[str, dict[str, Trial]], only: str) -> tuple[dict[str, list[dict[str, Any]]], int]:
     """Rows of each table, and how many trials failed."""
     rows: dict[str, list[dict[str, Any]]] = {}
@@ -86,7 +100,7 @@ def run(tables: dict[str, dict[str, Trial]], only: str) -> tuple[dict[str, list[
             print(f"{time.strftime('%H:%M:%S')}  {name}", flush=True)
             try:
                 row = {"": name, **trial(), "result": "clean"}
-            except (AssertionError, TimeoutError, RuntimeError, OSError) as problem:
+            except (AssertionError, OSError, RuntimeError, LookupError, ValueError, KafkaException) as problem:
                 failed += 1
                 traceback.print_exc()
                 row = {

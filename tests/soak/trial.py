@@ -68,7 +68,7 @@ def endure(
         "acts": done,
         "seconds": time.monotonic() - began,
         "records acknowledged": len(load.acknowledged),
-        "records read and committed": sum(reader.committed.values()),
+        "of these committed by then": sum(reader.committed.values()),
         "longest without an answer s": load.longest_silence_s,
     }
 
