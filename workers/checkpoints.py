@@ -143,7 +143,12 @@ class Checkpointer:
                 durable.set_result(sequence)
 
         self._flusher.checkpoint(lambda header: encode_small(header, checkpoint), settle)
-        return await durable
+        try:
+            return await durable
+        except asyncio.CancelledError:
+            # It may wait behind objects that a silent store doesn't take: the next one must not find it there.
+            self._flusher.withdraw_checkpoint()
+            raise
 
     async def _write_manifests(self, changed: list[OwnedSlot]) -> list[str]:
         """Write what changed as one object; returns the manifest objects that no slot needs any more."""

@@ -146,6 +146,10 @@ class Flusher:
         self._checkpoint = (build, on_durable)
         self._pump()
 
+    def withdraw_checkpoint(self) -> None:
+        """Write the last checkpoint no more, unless it is on its way already."""
+        self._checkpoint = None
+
     @property
     def buffered_bytes_max(self) -> int:
         return self._policy.buffered_bytes_max

@@ -14,6 +14,7 @@ from kafscale.errors import StoreUnavailable, StoreUnclear
 from kafscale.storage.keys import sequence_of, writer_of
 from kafscale.storage.log_objects import Checkpoint
 from kafscale.storage.takeover import LogReader
+from kafscale.storage.worker_log import MAX_IN_FLIGHT
 from tests.unit.storage.rig import Put
 from tests.unit.workers.whole_worker import WholeWorker, batch_of, run
 from tests.unit.workers.worker_life import QUICK, STEP, Life
@@ -131,6 +132,37 @@ def test_what_lies_above_the_covered_sequence_is_not_given_up_yet() -> None:
             assert (late in newest.given_up) == is_given_up
             assert late in node.store.bodies() and (sequence_of(late) < newest.covered) == is_given_up
             await node.checkpoint()
+
+    run(main())
+
+
+@pytest.mark.parametrize("before_it", (0, MAX_IN_FLIGHT))
+def test_one_that_is_broken_off_stands_in_nobodys_way(before_it: int) -> None:
+    """As when a drain begins while the store is silent: on its way already, or behind as many objects as may be."""
+
+    async def main() -> None:
+        node = await WholeWorker().start()
+        node.create("t", 2)
+        await node.produce("t", batch_of(b"durable"))
+        node.store.held = "/log/"
+        node.store.gate.clear()
+        producing = []
+        for number in range(before_it):
+            producing.append(asyncio.ensure_future(node.produce("t", batch_of(b"v%d" % number))))
+            await node.clock.sleep(0.001)
+            node.worker.flusher.hasten()
+        writing = asyncio.ensure_future(node.checkpoint())
+        await node.clock.sleep(1)
+        assert node.worker.log.in_flight == max(before_it, 1) and not writing.done()
+        writing.cancel()
+        await asyncio.wait({writing})
+        again = asyncio.ensure_future(node.checkpoint())
+        await node.clock.sleep(1)
+        node.store.gate.set()
+        await asyncio.gather(again, *producing)
+        newest = (await checkpoints(node))[node.worker.log.checkpoint_sequence]
+        assert newest.slots
+        node.stop()
 
     run(main())
 
