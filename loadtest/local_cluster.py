@@ -17,6 +17,8 @@ import sys
 import tempfile
 import threading
 import time
+from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
 
@@ -31,9 +33,10 @@ from loadtest.s3_server import S3Server, settings_for
 SLOTS = 256
 LEASE_TTL_MS = 3000
 PORT_STEP = 100
-# librdkafka sends a partition's records in a request of their own, and an idempotent producer has five of these under
-# way to a broker: so few partitions have no need to queue, even if two brokers are gone.
-TOPIC, PARTITIONS = "watch", 6
+TOPIC, PARTITIONS = "watch", 48
+# Those that are written to, of each worker. librdkafka sends a partition's records in a request of their own, and an
+# idempotent producer has five of these under way to a worker: so few have no need to queue, even if another is gone.
+WATCHED_EACH = 2
 RECORDS_PER_SECOND = 50
 LOOK_S = 0.2
 # What takes longer to be acknowledged is told of: a flush interval and a PUT are usual.
@@ -135,9 +138,10 @@ def _understood(words: list[str], count: int) -> tuple[str, int]:
 class Records:
     """A producer that writes all the time, and what became of its records. One thread's."""
 
-    def __init__(self, bootstrap: str) -> None:
+    def __init__(self, bootstrap: str, partitions: list[int]) -> None:
         settings = {"bootstrap.servers": bootstrap, "enable.idempotence": True, "linger.ms": 50, "log_level": 2}
         self._producer = Producer(settings)
+        self._partitions = partitions
         self._sent = 0
         self._due = time.monotonic()
         self.acknowledged = 0
@@ -150,8 +154,9 @@ class Records:
         now = time.monotonic()
         while self._due <= now:
             number = self._sent
+            partition = self._partitions[number % len(self._partitions)]
             try:
-                self._producer.produce(TOPIC, b"%d" % number, partition=number % PARTITIONS, on_delivery=self._done)
+                self._producer.produce(TOPIC, b"%d" % number, partition=partition, on_delivery=self._done)
             except BufferError:
                 break
             self._waiting[number] = now
@@ -249,11 +254,19 @@ def introduction(cluster: LocalCluster) -> str:
         f"  S3         {cluster.s3.endpoint}, bucket {cluster.s3.bucket}   etcd 127.0.0.1:{cluster.etcd.port}",
         f"  Try        echo hello | kcat -P -b {cluster.bootstrap} -t greetings",
         "",
-        f"A producer writes {RECORDS_PER_SECOND} records a second to the {PARTITIONS} partitions of the topic {TOPIC}.",
+        f"A producer writes {RECORDS_PER_SECOND} records a second to some partitions of each, in the topic {TOPIC}.",
         HELP,
         "",
     ]
     return "\n".join(lines)
+
+
+def _watched(leaders: Mapping[int, int]) -> list[int]:
+    """Some partitions of each leader."""
+    found: dict[int, list[int]] = defaultdict(list)
+    for partition, port in sorted(leaders.items()):
+        found[port].append(partition)
+    return [partition for partitions in found.values() for partition in partitions[:WATCHED_EACH]]
 
 
 def _read_lines(into: queue.SimpleQueue[str]) -> None:
@@ -266,8 +279,9 @@ def run(cluster: LocalCluster) -> None:
     with wire.Connection(cluster.brokers[0].port) as connection:
         if code := wire.create_topic(connection, TOPIC, PARTITIONS):
             raise RuntimeError(f"the topic {TOPIC} was refused: error {code}")
+        watched = _watched(wire.leaders(connection, TOPIC))
     print(introduction(cluster), flush=True)
-    records = Records(cluster.bootstrap)
+    records = Records(cluster.bootstrap, watched)
     watch = Watch(cluster, records)
     typed: queue.SimpleQueue[str] = queue.SimpleQueue()
     threading.Thread(target=_read_lines, args=(typed,), daemon=True).start()
