@@ -223,6 +223,10 @@ class Checkpointer:
                 given_up.append(key)
         return given_up
 
+    def has_doomed(self) -> bool:
+        """Whether there is something that may go by now."""
+        return bool(self._doomed)
+
     async def delete_doomed(self) -> None:
         """Delete what may go by now."""
         doomed, self._doomed = self._doomed, []

@@ -114,8 +114,13 @@ class Upkeep:
 
     def _begin_checkpoint(self) -> None:
         is_running = self._checkpoint is not None and not self._checkpoint.done()
-        if not is_running and self._checkpointer.is_due():
+        if is_running:
+            return
+        if self._checkpointer.is_due():
             self._checkpoint = asyncio.get_running_loop().create_task(self._write_checkpoint())
+        elif self._checkpointer.has_doomed():
+            # The checkpoint of a takeover or a release said so; there may be no other for long.
+            self._checkpoint = asyncio.get_running_loop().create_task(self._checkpointer.delete_doomed())
 
     async def _write_checkpoint(self) -> None:
         try:

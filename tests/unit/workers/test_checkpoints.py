@@ -87,6 +87,26 @@ def test_what_is_given_up_is_deleted_one_checkpoint_later() -> None:
     run(main())
 
 
+def test_what_a_takeovers_checkpoint_dooms_is_deleted_though_none_follows() -> None:
+    """Checkpoints of takeovers and releases are leave to delete like any other: in a worker that is idle from then on
+    nothing is left behind."""
+
+    async def main() -> None:
+        node = await WholeWorker().start()
+        node.create("t", 2)
+        await node.produce("t", batch_of(b"v"))
+        await node.worker.checkpointer.write()
+        await node.worker.checkpointer.write()
+        doomed = max((await checkpoints(node)).items())[1].given_up
+        await node.worker.checkpointer.write()
+        assert doomed and not set(doomed) & set(node.store.deleted)
+        await node.clock.sleep(1)
+        assert set(doomed) <= set(node.store.deleted)
+        node.stop()
+
+    run(main())
+
+
 def test_what_could_not_be_deleted_is_given_up_again() -> None:
     """A store that refuses to delete costs time, and leaves nothing behind."""
 
