@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kafscale.config import DECLARATIONS, Declaration, Endpoint, Setting, Settings, Source, listing, resolve
@@ -91,6 +91,7 @@ def test_any_text_is_a_value_in_bounds_or_one_clear_line(declaration: Declaratio
             assert declaration.setting.low <= value <= declaration.setting.high
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.sampled_from(DECLARATIONS),
     st.floats() | st.dates() | st.lists(st.integers()) | st.dictionaries(st.text(), st.text()),
