@@ -36,15 +36,16 @@ class Pool:
     ) -> None:
         self._executor.shutdown(cancel_futures=True)
 
-    def results(self, work: Iterable[Work]) -> Iterator[Result]:
+    def results(self, work: Iterable[Work], ahead: int | None = None) -> Iterator[Result]:
         """The results of (seed, planted bugs), in the order of `work`, as they come. When the iteration is broken off,
-        no more is begun."""
+        no more is begun than `ahead`, by default as many as keep everybody busy where one seed takes long."""
+        if ahead is None:
+            ahead = 4 * self._jobs
         waiting: deque[Future[Result]] = deque()
         try:
             for item in work:
                 waiting.append(self._executor.submit(_run_one, item))
-                # A few ahead, so that nobody is idle while one seed takes long.
-                if len(waiting) > 4 * self._jobs:
+                if len(waiting) > ahead:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()

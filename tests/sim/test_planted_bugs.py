@@ -56,7 +56,7 @@ def test_a_planted_bug_is_caught(bug: str, pool: Pool) -> None:
     bugs = PlantedBugs(**{bug: True})
     others = sorted(range(SEEDS), key=lambda seed: mood_of_seed(seed).name not in breaks.moods)
     seeds = dict.fromkeys((*breaks.seeds, *others))
-    if any(_found(result) & breaks.kinds for result in pool.results((seed, bugs) for seed in seeds)):
+    if any(_found(result) & breaks.kinds for result in pool.results(((seed, bugs) for seed in seeds), ahead=1)):
         return
     pytest.fail(f"{SEEDS} seeds did not find {bug}")
 
