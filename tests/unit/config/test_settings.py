@@ -41,7 +41,10 @@ def values_of(declaration: Declaration) -> st.SearchStrategy[Any]:
 
 def toml_of(declaration: Declaration, value: Any) -> str:
     text = format_value(declaration, value)
-    return text if declaration.kind in ("int", "bool") else f'"{text}"'
+    if declaration.kind in ("int", "bool"):
+        return text
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
 
 
 @settings(max_examples=400, deadline=None)
