@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 from dataclasses import dataclass
 
 import psutil
@@ -50,7 +51,19 @@ class Broker(BrokerProcess):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         self.process.wait(30)
-        wait_for(lambda: not any(is_running(pid) for pid in doomed), 30, "all processes gone")
+        wait_for(lambda: not any(is_running(pid) for pid in (*doomed, *self._seen)), 30, "all processes gone")
+        # A spare worker that was being started then has the socket too, and goes once it knows.
+        wait_for(self._is_port_free, 30, "nobody has the port")
+
+    def _is_port_free(self) -> bool:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", self.port))
+                probe.listen(1)
+            except OSError:
+                return False
+        return True
 
     def wait_worker_replaced(self, index: int, old_pid: int, timeout_s: float = 30.0) -> int:
         """Wait until broker.json names another process for the worker; returns its pid."""
