@@ -168,21 +168,29 @@ def _cpu_seconds(broker: BrokerProcess) -> list[float]:
 
 
 def _write_everywhere(broker: BrokerProcess, topics: list[str]) -> None:
-    """A record to every partition, as soon as it is led."""
+    """A record to every partition, as soon as it is led. All requests go out before the first answer is waited for:
+    each takes a flush interval, however long the takeover took."""
     waiting = {(topic, index) for topic in topics for index in range(TOPIC_PARTITIONS)}
 
     def all_taken() -> bool:
+        by_leader: dict[int, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
         with wire.Connection(broker.port) as seed:
             for topic in sorted({topic for topic, _ in waiting}):
-                by_leader: dict[int, list[int]] = defaultdict(list)
                 for index, port in wire.leaders(seed, topic).items():
                     if (topic, index) in waiting:
-                        by_leader[port].append(index)
-                for port, indexes in by_leader.items():
-                    with contextlib.suppress(OSError, wire.Closed), wire.Connection(port) as connection:
+                        by_leader[port][topic].append(index)
+        with contextlib.ExitStack() as open_ones:
+            asked = []
+            for port, wanted in by_leader.items():
+                with contextlib.suppress(OSError):
+                    connection = open_ones.enter_context(wire.Connection(port))
+                    for topic, indexes in wanted.items():
                         connection.send(request_for_each(topic, indexes))
-                        codes = error_codes(connection.receive_frame())
-                        waiting.difference_update((topic, index) for index, code in codes.items() if code == 0)
+                        asked.append((connection, topic))
+            for connection, topic in asked:
+                with contextlib.suppress(OSError, wire.Closed):
+                    codes = error_codes(connection.receive_frame())
+                    waiting.difference_update((topic, index) for index, code in codes.items() if code == 0)
         return not waiting
 
     wait_for(all_taken, 120, "all partitions take records", pause_s=0.01)
