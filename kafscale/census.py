@@ -9,7 +9,6 @@ The hash has a key of its own, so that nobody can choose addresses that share a 
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import mmap
 import os
@@ -17,6 +16,7 @@ import struct
 from typing import Final, Self
 
 from kafscale.errors import StartError
+from kafscale.shared_memory import make_block
 
 # Places in each row for every connection that there may be: what two addresses share is then a rarity.
 PLACES_PER_CONNECTION: Final = 8
@@ -51,11 +51,7 @@ class Census:
         """Make a block for so many workers, and so many addresses at a time (0: none is counted), in memory that is
         only taken as far as it is used. Its fd is not inherited unless passed."""
         places = 1 << max(0, addresses_max * PLACES_PER_CONNECTION - 1).bit_length()
-        fd = os.memfd_create("kafscale-census", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        os.ftruncate(fd, _size(workers, places))
-        # A file that shrank under a mapping would kill the reader with SIGBUS.
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
-        memory = mmap.mmap(fd, 0)
+        fd, memory = make_block("kafscale-census", _size(workers, places))
         _HEADER.pack_into(memory, 0, _MAGIC, workers, places, os.urandom(KEY_BYTES))
         return cls(memory, fd, 0)
 

@@ -11,7 +11,6 @@ in `_total`. Labels are fixed here, so their number is bounded. A block outlives
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import itertools
 import math
@@ -23,6 +22,7 @@ from collections.abc import Mapping
 from typing import Literal, Self
 
 from kafscale.errors import StartError
+from kafscale.shared_memory import make_block
 
 MICRO = 1e-6
 
@@ -362,11 +362,8 @@ class MetricsBlock:
     @classmethod
     def create(cls) -> Self:
         """Make a block in a memory file that can be neither grown nor shrunk. Its fd is not inherited unless passed."""
-        fd = os.memfd_create("kafscale-metrics", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        os.ftruncate(fd, _SIZE)
-        # A file that shrank under a mapping would kill the reader with SIGBUS.
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
-        block = cls(mmap.mmap(fd, _SIZE), fd)
+        fd, memory = make_block("kafscale-metrics", _SIZE)
+        block = cls(memory, fd)
         _HEADER.pack_into(block._memory, 0, _MAGIC, layout_checksum(), CELL_COUNT)
         return block
 

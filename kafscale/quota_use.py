@@ -10,7 +10,6 @@ that nobody can choose names that share a tag. It knows no rate.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import math
 import mmap
@@ -19,6 +18,7 @@ import struct
 from typing import Final, Self
 
 from kafscale.errors import StartError
+from kafscale.shared_memory import make_block
 
 # Tags in each worker's part, and in how many places one may lie.
 PLACES: Final = 16_384
@@ -55,11 +55,7 @@ class QuotaUse:
     def create(cls, workers: int) -> Self:
         """Make a block for so many workers, in memory that is only taken as far as it is used. Its fd is not inherited
         unless passed."""
-        fd = os.memfd_create("kafscale-quotas", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        os.ftruncate(fd, _PARTS_AT + workers * _PART_BYTES)
-        # A file that shrank under a mapping would kill the reader with SIGBUS.
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
-        memory = mmap.mmap(fd, 0)
+        fd, memory = make_block("kafscale-quotas", _PARTS_AT + workers * _PART_BYTES)
         _HEADER.pack_into(memory, 0, _MAGIC, workers, PLACES, os.urandom(KEY_BYTES))
         return cls(memory, fd, 0)
 

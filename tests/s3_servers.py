@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from loadtest.s3_server import settings_for
+
 START_SECONDS = 60.0
 _MOTO = """
 import io, sys, threading
@@ -71,3 +73,9 @@ def make_bucket(endpoint: str, name: str) -> str:
     """Make a bucket; returns its name."""
     urllib.request.urlopen(urllib.request.Request(f"{endpoint}/{name}", method="PUT"), timeout=START_SECONDS).close()
     return name
+
+
+def in_bucket(endpoint: str, bucket: str) -> dict[str, str]:
+    """A test broker's settings for a bucket."""
+    # A flush in a test need not save money.
+    return {**settings_for(endpoint, bucket), "KAFSCALE_FLUSH_INTERVAL_MS": "20"}

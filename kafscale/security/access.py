@@ -99,8 +99,8 @@ class Access(Protocol):
         """What takes this one's place when other rules are in force, by which `fresh` decides."""
 
 
-class FullAccess:
-    """For a broker on which no authorization is set up: everything is allowed."""
+class _SameForAll:
+    """One answer for whoever asks for whatever."""
 
     __slots__ = ("host", "principal", "rules")
 
@@ -112,6 +112,15 @@ class FullAccess:
     @property
     def scope(self) -> object:
         return ""
+
+    def over(self, fresh: Access) -> Access:
+        return fresh
+
+
+class FullAccess(_SameForAll):
+    """For a broker on which no authorization is set up: everything is allowed."""
+
+    __slots__ = ()
 
     def allows(self, need: Need, name: str) -> bool:
         return True
@@ -127,23 +136,11 @@ class FullAccess:
     def operations(self, resource: ResourceType, name: str) -> int:
         return SUPPORTED_BITS[resource]
 
-    def over(self, fresh: Access) -> Access:
-        return fresh
 
-
-class NoAccess:
+class NoAccess(_SameForAll):
     """For a broker that has no rules yet."""
 
-    __slots__ = ("host", "principal", "rules")
-
-    def __init__(self, principal: str, host: str, rules: object = None) -> None:
-        self.principal = principal
-        self.host = host
-        self.rules = rules
-
-    @property
-    def scope(self) -> object:
-        return ""
+    __slots__ = ()
 
     def allows(self, need: Need, name: str) -> bool:
         return False
@@ -158,9 +155,6 @@ class NoAccess:
 
     def operations(self, resource: ResourceType, name: str) -> int:
         return 0
-
-    def over(self, fresh: Access) -> Access:
-        return fresh
 
 
 OnDenied = Callable[[Access, Need, str], None]

@@ -9,7 +9,6 @@ import io
 import json
 import os
 import re
-import shutil
 import signal
 import statistics
 import sys
@@ -51,7 +50,7 @@ from tests.e2e.broker import Broker
 from tests.e2e.conftest import EXTERNAL, MakeBroker
 from tests.e2e.load import GroupReader, IdempotentLoad, check_records
 from tests.e2e.secure_broker import PASSWORD, USER, SecureBroker
-from tests.e2e.test_java import run_java
+from tests.e2e.test_java import NEEDS_JAVA, run_java
 
 PATIENCE_S = 60.0
 ON = {
@@ -222,7 +221,7 @@ def test_kafka_python_keeps_acls(guarded: Broker, topic: str) -> None:
 
 @pytest.mark.clients
 @pytest.mark.java
-@pytest.mark.skipif(not (shutil.which("java") and shutil.which("javac")), reason="no Java development kit")
+@NEEDS_JAVA
 def test_the_java_client_keeps_acls(guarded: Broker, topic: str, tmp_path: Path) -> None:
     """`java/AclCheck.java`: created, described, effective, told as authorized operations, deleted; and refused to who
     may not."""

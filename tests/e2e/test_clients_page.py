@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import ssl
 import subprocess
 from collections.abc import Iterator
@@ -25,7 +24,7 @@ from tests.e2e.clients_page import Example, examples
 from tests.e2e.conftest import MakeBroker
 from tests.e2e.identity_provider import IdentityProvider
 from tests.e2e.secure_broker import PASSWORD, USER, SecureBroker, token
-from tests.e2e.test_java import class_path
+from tests.e2e.test_java import NEEDS_JAVA, class_path
 
 SECRET = "client-secret"
 LISTENERS = {
@@ -159,7 +158,7 @@ def java_settings(secure: SecureBroker, provider: IdentityProvider) -> dict[str,
 
 @pytest.mark.clients
 @pytest.mark.java
-@pytest.mark.skipif(not (shutil.which("java") and shutil.which("javac")), reason="no Java development kit")
+@NEEDS_JAVA
 def test_java(secure: SecureBroker, provider: IdentityProvider, tmp_path: Path) -> None:
     """Every way in; refusals; sessions that end, with passwords and with tokens; passwords by its admin client."""
     path = os.pathsep.join([*class_path(), *for_tokens()])

@@ -23,7 +23,7 @@ from tests.e2e.broker import Broker
 from tests.e2e.confluent_clients import create_topic
 from tests.e2e.conftest import MakeBroker
 from tests.e2e.load import GroupReader, IdempotentLoad, check_records
-from tests.s3_servers import make_bucket, moto
+from tests.s3_servers import in_bucket, make_bucket, moto
 
 PARTITIONS = 12
 SLOTS = 48
@@ -44,15 +44,7 @@ def etcd(tmp_path: Path) -> Iterator[EtcdServer]:
 def bucket() -> Iterator[dict[str, str]]:
     """An S3 bucket, as settings."""
     with moto() as endpoint:
-        yield {
-            "KAFSCALE_S3_BUCKET": make_bucket(endpoint, f"test-{uuid.uuid4().hex}"),
-            "KAFSCALE_S3_ENDPOINT": endpoint,
-            "KAFSCALE_S3_PATH_STYLE": "true",
-            "KAFSCALE_S3_ACCESS_KEY": "key",
-            "KAFSCALE_S3_SECRET_KEY": "secret",
-            # A flush in a test need not save money.
-            "KAFSCALE_FLUSH_INTERVAL_MS": "20",
-        }
+        yield in_bucket(endpoint, make_bucket(endpoint, f"test-{uuid.uuid4().hex}"))
 
 
 @pytest.fixture

@@ -28,10 +28,8 @@ CHECKS = [
     *(f"admin {subject}" for subject in ("topics", "configs", "cluster", "offsets", "groups")),
 ]
 
-pytestmark = [
-    pytest.mark.java,
-    pytest.mark.skipif(not (shutil.which("java") and shutil.which("javac")), reason="no Java development kit"),
-]
+NEEDS_JAVA = pytest.mark.skipif(not (shutil.which("java") and shutil.which("javac")), reason="no Java development kit")
+pytestmark = [pytest.mark.java, NEEDS_JAVA]
 
 
 def class_path() -> list[str]:

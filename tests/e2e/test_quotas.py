@@ -4,7 +4,6 @@ whoever has no quota notices nothing."""
 from __future__ import annotations
 
 import re
-import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from loadtest import wire
 from loadtest.broker_process import wait_for
 from tests.e2e.broker import Broker
 from tests.e2e.conftest import MakeBroker
-from tests.e2e.test_java import run_java
+from tests.e2e.test_java import NEEDS_JAVA, run_java
 
 QUOTA_CHECK = Path(__file__).parent / "java" / "QuotaCheck.java"
 DESCRIBE, ALTER = 48, 49
@@ -102,7 +101,7 @@ def test_clients_keep_to_their_quota(limited: Broker, topic: str) -> None:
 
 @pytest.mark.clients
 @pytest.mark.java
-@pytest.mark.skipif(not (shutil.which("java") and shutil.which("javac")), reason="no Java development kit")
+@NEEDS_JAVA
 def test_the_java_client(make_broker: MakeBroker, topic: str, tmp_path: Path) -> None:
     """`java/QuotaCheck.java`: set, told of, kept to, taken away."""
     broker = make_broker(workers=2)

@@ -11,7 +11,7 @@ import pytest
 from tests.e2e.confluent_clients import create_topic
 from tests.e2e.conftest import MakeBroker
 from tests.e2e.load import GroupReader, IdempotentLoad, check_records
-from tests.s3_servers import make_bucket, moto, rclone
+from tests.s3_servers import in_bucket, make_bucket, moto, rclone
 
 PARTITIONS = 6
 
@@ -20,18 +20,6 @@ PARTITIONS = 6
 def endpoint() -> Iterator[str]:
     with moto() as server:
         yield server
-
-
-def in_bucket(endpoint: str, bucket: str) -> dict[str, str]:
-    return {
-        "KAFSCALE_S3_BUCKET": bucket,
-        "KAFSCALE_S3_ENDPOINT": endpoint,
-        "KAFSCALE_S3_PATH_STYLE": "true",
-        "KAFSCALE_S3_ACCESS_KEY": "key",
-        "KAFSCALE_S3_SECRET_KEY": "secret",
-        # A flush in a test need not save money.
-        "KAFSCALE_FLUSH_INTERVAL_MS": "20",
-    }
 
 
 def test_a_bucket_is_all_that_is_needed(

@@ -29,7 +29,7 @@ from tests.e2e.test_java import outcomes as outcomes
 from tests.e2e.test_java import pytestmark as java_marks
 from tests.e2e.test_kcat import kcat
 from tests.e2e.test_kcat import pytestmark as kcat_marks
-from tests.s3_servers import make_bucket, moto
+from tests.s3_servers import in_bucket, make_bucket, moto
 
 PARTITIONS = 12
 SLOTS = 48
@@ -96,14 +96,7 @@ def pair(make_module_broker: MakeBroker, tmp_path_factory: pytest.TempPathFactor
     with ExitStack() as running:
         etcd = running.enter_context(EtcdServer(tmp_path_factory.mktemp("etcd") / "data"))
         endpoint = running.enter_context(moto())
-        bucket = {
-            "KAFSCALE_S3_BUCKET": make_bucket(endpoint, f"test-{uuid.uuid4().hex}"),
-            "KAFSCALE_S3_ENDPOINT": endpoint,
-            "KAFSCALE_S3_PATH_STYLE": "true",
-            "KAFSCALE_S3_ACCESS_KEY": "key",
-            "KAFSCALE_S3_SECRET_KEY": "secret",
-            "KAFSCALE_FLUSH_INTERVAL_MS": "20",
-        }
+        bucket = in_bucket(endpoint, make_bucket(endpoint, f"test-{uuid.uuid4().hex}"))
         ports = [free_port(), free_port()]
         front = running.enter_context(Front([f"127.0.0.1:{port}" for port in ports]))
         yield Pair(make_module_broker, etcd, bucket, front, ports)

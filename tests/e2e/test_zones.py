@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -24,8 +23,9 @@ from loadtest.etcd_server import EtcdServer
 from tests.e2e import zone_readers
 from tests.e2e.confluent_clients import create_topic, produce
 from tests.e2e.conftest import MakeBroker
+from tests.e2e.test_java import NEEDS_JAVA
 from tests.e2e.zone_readers import Places
-from tests.s3_servers import make_bucket, moto
+from tests.s3_servers import in_bucket, make_bucket, moto
 
 PARTITIONS = 4
 # One for each broker: each leads every second partition.
@@ -46,9 +46,7 @@ CLIENTS = [
     pytest.param("kcat", marks=pytest.mark.skipif(zone_readers.KCAT is None, reason="kcat is not installed")),
     pytest.param(
         "java",
-        marks=pytest.mark.skipif(
-            not (shutil.which("java") and shutil.which("javac")), reason="no Java development kit"
-        ),
+        marks=NEEDS_JAVA,
     ),
 ]
 
@@ -124,14 +122,7 @@ def zones(make_module_broker: MakeBroker, tmp_path_factory: pytest.TempPathFacto
     with ExitStack() as running:
         etcd = running.enter_context(EtcdServer(tmp_path_factory.mktemp("etcd") / "data"))
         endpoint = running.enter_context(moto())
-        bucket = {
-            "KAFSCALE_S3_BUCKET": make_bucket(endpoint, f"test-{uuid.uuid4().hex}"),
-            "KAFSCALE_S3_ENDPOINT": endpoint,
-            "KAFSCALE_S3_PATH_STYLE": "true",
-            "KAFSCALE_S3_ACCESS_KEY": "key",
-            "KAFSCALE_S3_SECRET_KEY": "secret",
-            "KAFSCALE_FLUSH_INTERVAL_MS": "20",
-        }
+        bucket = in_bucket(endpoint, make_bucket(endpoint, f"test-{uuid.uuid4().hex}"))
         yield Zones(make_module_broker, etcd, bucket, tmp_path_factory.mktemp("classes"))
 
 
