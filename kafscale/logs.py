@@ -19,6 +19,7 @@ import orjson
 
 from kafscale.clock import Clock
 from kafscale.config import Settings
+from kafscale.terminal import escaped
 
 FIELD_MAX_CHARS = 1024
 FIELDS_MAX = 32
@@ -86,7 +87,7 @@ class TextFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         time = _timestamp(record)[11:23]
-        message = _escaped(bounded(_message(record), FIELD_MAX_CHARS))
+        message = escaped(bounded(_message(record), FIELD_MAX_CHARS))
         parts = [f"{time} {_level(record).upper():5} {self._origin}  {message}"]
         parts += [f"{name}={_quoted(value)}" for name, value in _extra(record)]
         if record.exc_info and record.exc_info[1] is not None:
@@ -200,14 +201,7 @@ def _quoted(value: object) -> str:
     text = str(value)
     if text and _BARE.issuperset(text):
         return text
-    return '"' + _escaped(text.replace("\\", "\\\\").replace('"', '\\"')) + '"'
-
-
-def _escaped(text: str) -> str:
-    """Every character that is not printable (controls, line and paragraph separators, bidi marks) as an escape."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return '"' + escaped(text.replace("\\", "\\\\").replace('"', '\\"')) + '"'
 
 
 def visible(line: str) -> str:

@@ -241,7 +241,6 @@ FLUSH_PARTITIONS = _declare.counter("kafscale_flushed_partitions_total", "Partit
 FLUSH_LATENCY = _declare.latency("kafscale_flush_seconds", "From the start of a flush until its object counts.")
 PRODUCE_BUFFERED = _declare.gauge("kafscale_produce_buffered_bytes", "Bytes received and not yet durable.")
 CHECKPOINTS = _declare.counter("kafscale_checkpoints_total", "Checkpoints that count.")
-MANIFESTS = _declare.counter("kafscale_manifests_total", "Slot manifests written.")
 FENCED = _declare.counter("kafscale_fenced_total", "Times a worker met another's object or a seal in its own log.")
 SLOTS_OWNED = _declare.gauge("kafscale_slots_owned", "Slots loaded and served.")
 PARTITIONS_OWNED = _declare.gauge("kafscale_partitions_owned", "Partitions loaded and served.")
@@ -268,13 +267,13 @@ STORE_ERRORS = _declare.counter(
     "Object store requests that failed, had no clear answer, or lost a put-if-absent.",
     {"operation": STORE_VERBS, "error": ("unavailable", "unclear", "exists", "missing", "failed")},
 )
+STORE_DELETED = _declare.counter("kafscale_store_deleted_objects_total", "Objects that those requests deleted.")
 STORE_PUT_LATENCY = _declare.latency("kafscale_store_put_seconds", "Duration of single PUTs.")
 CACHE_HITS = _declare.counter("kafscale_cache_hits_total", "Reads of batches served from memory.")
 CACHE_MISSES = _declare.counter("kafscale_cache_misses_total", "Reads of batches that went to the store.")
 CACHE_HIT_BYTES = _declare.counter("kafscale_cache_hit_bytes_total", "Bytes served from memory.")
 CACHE_BYTES = _declare.gauge("kafscale_cache_bytes", "Bytes of recent data in memory.")
 SLAB_BYTES = _declare.gauge("kafscale_slab_bytes", "Memory of the receive slabs, in use or not.")
-SLAB_BYTES_USED = _declare.gauge("kafscale_slab_used_bytes", "Memory of the receive slabs in use.")
 COMPACTION_OBJECTS = _declare.counter(
     "kafscale_compaction_objects_total", "Segments and packs that compaction has written."
 )
@@ -282,11 +281,9 @@ COMPACTION_BYTES = _declare.counter(
     "kafscale_compaction_bytes_total", "Bytes compaction has read and written.", {"direction": ("in", "out")}
 )
 RETENTION_BYTES = _declare.counter("kafscale_retention_deleted_bytes_total", "Bytes of records deleted by retention.")
-OBJECTS_DELETED = _declare.counter("kafscale_deleted_objects_total", "Objects deleted because nothing names them.")
 
 # Groups.
 GROUPS = _declare.gauge("kafscale_groups", "Consumer groups that this worker coordinates.")
-GROUP_MEMBERS = _declare.gauge("kafscale_group_members", "Members of those groups.")
 REBALANCES = _declare.counter("kafscale_group_rebalances_total", "Rebalances completed.")
 OFFSET_COMMITS = _declare.counter("kafscale_offset_commits_total", "Partition offsets committed.")
 

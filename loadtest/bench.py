@@ -105,7 +105,8 @@ def commit() -> str:
 
 def file_system(path: Path) -> str:
     """The type of the file system that a path lies on."""
-    done = subprocess.run(["stat", "-f", "-c", "%T", str(path)], capture_output=True, text=True, check=False)
+    command = ["findmnt", "--noheadings", "--output", "FSTYPE", "--target", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     return done.stdout.strip() or "unknown"
 
 

@@ -24,6 +24,7 @@ from kafscale.security.explanations import Explanation
 from kafscale.security.questions import USER, ask, is_action
 from kafscale.security.snapshot import Snapshot
 from kafscale.security.snapshot_compiler import compile_snapshot
+from kafscale.terminal import escaped
 
 # A question without --host is asked for a client from nowhere in particular: rules for any host apply, others don't.
 NO_HOST = "unknown"
@@ -87,7 +88,14 @@ def run(settings: Settings, question: Question) -> int:
 def _bindings_of_broker(question: Question) -> Sequence[AclBinding] | None:
     from supervisor.acl_client import MECHANISMS, PLAIN, Approach, describe_acls
 
-    ways = (question.client_id, question.ca_file, question.cert_file, question.user, question.mechanism)
+    ways = (
+        question.client_id,
+        question.ca_file,
+        question.cert_file,
+        question.key_file,
+        question.user,
+        question.mechanism,
+    )
     if question.bootstrap is None:
         if any(way is not None for way in ways):
             raise UsageError("--bootstrap is missing: which broker is to be asked?")
@@ -174,5 +182,5 @@ def _print(question: Question, found: Explanation) -> None:
             lines.append(f"  rule     {found.rule}")
         if found.source:
             lines.append(f"  from     {found.source}")
-        sys.stdout.write("\n".join(line if line.isprintable() else repr(line) for line in lines) + "\n")
+        sys.stdout.write("\n".join(map(escaped, lines)) + "\n")
     sys.stdout.flush()

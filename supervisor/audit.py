@@ -84,7 +84,7 @@ class AuditLog:
         self._is_idle = asyncio.Event()
         self._is_idle.set()
         self._writer: asyncio.Task[None] | None = None
-        # Where else records go, and when to try again.
+        # Where else records go.
         self.copies: AuditCopies | None = None
         self._origin = Origin("", settings.broker_id)
         self._chain: Chain | None = None

@@ -17,6 +17,7 @@ from kafscale.config.declarations import DECLARATIONS, SECTIONS
 from kafscale.config.sources import CONFIG_FLAG, CONFIG_VARIABLE, Resolved, hint, resolve
 from kafscale.config.values import format_value
 from kafscale.errors import KafscaleError, UsageError
+from kafscale.terminal import escaped
 
 COMMANDS = {
     "serve": "run the broker in the foreground",
@@ -36,7 +37,6 @@ _COMMAND_FLAGS = {
     "json": ("config", "verify", "audit verify", "acl check"),
     "markdown": ("config",),
     "quick": ("verify",),
-    "deep": ("verify",),
     "strict": ("verify", "audit verify"),
     "any-order": ("audit verify",),
     "no-anchors": ("audit verify",),
@@ -109,8 +109,6 @@ def _run(arguments: Sequence[str], environ: Mapping[str, str], serve: Serve) -> 
     question = {name: text for name in _QUESTION_FLAGS if (text := getattr(given, f"question_{name}")) is not None}
     if question and command != "acl check":
         raise UsageError(f"--{next(iter(question))} belongs to the command acl check")
-    if given.quick and given.deep:
-        raise UsageError("--quick and --deep exclude each other; what is quick is not deep")
     if given.markdown:
         return _print_markdown()
     if command == "credential":
@@ -120,7 +118,7 @@ def _run(arguments: Sequence[str], environ: Mapping[str, str], serve: Serve) -> 
     flags = {d.name: text for d in DECLARATIONS if (text := getattr(given, d.name, None)) is not None}
     resolved = resolve(flags, environ, given.config)
     for warning in resolved.warnings:
-        print(f"kafscale: warning: {_one_line(warning)}", file=sys.stderr)
+        print(f"kafscale: warning: {escaped(warning)}", file=sys.stderr)
     if command == "recover":
         from supervisor import recover
 
@@ -184,19 +182,19 @@ def _command(rest: Sequence[str]) -> tuple[str | None, list[str]]:
         if word.startswith("-") and word != "-":
             flag = word.split("=", 1)[0]
             known = [*_OTHER_FLAGS, CONFIG_FLAG, *(d.flag for d in DECLARATIONS if d.flag is not None)]
-            raise UsageError(f"unknown flag {_one_line(flag)}{hint(flag, known, '--')}")
+            raise UsageError(f"unknown flag {escaped(flag)}{hint(flag, known, '--')}")
         if command in _WITH_FILES:
             files.append(word)
             continue
         if command is not None:
-            raise UsageError(f"unexpected word {_one_line(word)} after the command {command}")
+            raise UsageError(f"unexpected word {escaped(word)} after the command {command}")
         if first is None and word in _PAIRS:
             first = word
             continue
         if first is not None:
             word = f"{first} {word}"
         if word not in COMMANDS:
-            raise UsageError(f"unknown command {_one_line(word)}{hint(word, COMMANDS)}")
+            raise UsageError(f"unknown command {escaped(word)}{hint(word, COMMANDS)}")
         command, first = word, None
     if first is not None:
         raise UsageError(f"{first} is no command by itself; say {_PAIRS[first]}")
@@ -239,12 +237,7 @@ def _parser() -> _Parser:
     return parser
 
 
-def _one_line(text: str) -> str:
-    """The text as a single line that cannot command the terminal."""
-    return text if text.isprintable() else repr(text)
-
-
 def _fail(code: int, error: Exception) -> int:
     sys.stdout.flush()
-    print(f"kafscale: {_one_line(str(error))}", file=sys.stderr)
+    print(f"kafscale: {escaped(str(error))}", file=sys.stderr)
     return code

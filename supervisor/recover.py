@@ -5,7 +5,7 @@ shows what is there before anybody starts. It reads only, of a running cluster t
 What is asked of the store is the cluster log back to its last snapshot, the logs that slots name from their newest
 checkpoint on, the slots' manifests, and those records of `__consumer_offsets` that are newer.
 
-Whatever else the catalogue comes to hold is shown by one more function in `SECTIONS`.
+Each kind of thing in the catalogue is shown by a function in `SECTIONS`.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from kafscale.storage.reads import ColdReader
 from kafscale.storage.retrying import InsistingStore
 from kafscale.storage.store import ObjectStore
 from kafscale.storage.takeover import LogReader
+from kafscale.terminal import escaped
 from supervisor.bucket_reader import BucketReader, Contents, LoadedPartition
 from supervisor.cluster_history import load_state
 from supervisor.progress import Progress
@@ -137,6 +138,25 @@ def _groups(_: ClusterState, holdings: Holdings) -> list[str]:
     ]
 
 
+def _acls(state: ClusterState, _: Holdings) -> list[str]:
+    return [str(binding) for binding in state.acls]
+
+
+def _users(state: ClusterState, _: Holdings) -> list[str]:
+    """Of a mechanism without a credential an administrator has said that there is none, whatever a file says."""
+    return [
+        f"{user}  {', '.join(name if kept is not None else f'{name} deleted' for name, kept in sorted(found.items()))}"
+        for user, found in sorted(state.credentials.items())
+    ]
+
+
+def _quotas(state: ClusterState, _: Holdings) -> list[str]:
+    return [
+        f"{quota.entity}  {', '.join(f'{key}={value:g}' for key, value in sorted(quota.values.items()))}"
+        for quota in state.quotas
+    ]
+
+
 def _owners(state: ClusterState, _: Holdings) -> list[str]:
     owners = Counter(entries[-1].node_id for entries in state.slots if entries)
     return [f"node {node_id}  slots {count}" for node_id, count in sorted(owners.items())]
@@ -145,6 +165,9 @@ def _owners(state: ClusterState, _: Holdings) -> list[str]:
 SECTIONS: tuple[tuple[str, Callable[[ClusterState, Holdings], list[str]]], ...] = (
     ("Topics", _topics),
     ("Groups", _groups),
+    ("ACLs", _acls),
+    ("Users", _users),
+    ("Quotas", _quotas),
     ("Owners", _owners),
 )
 
@@ -156,6 +179,7 @@ def described(state: ClusterState, contents: Contents, holdings: Holdings) -> li
         f"Topics      {len(state.topics)} with {sum(t.partitions for t in state.topics.values())} partitions",
         f"Records     {sum(holdings.records.values()):,} of {sum(holdings.bytes.values()):,} bytes",
         f"Groups      {len(holdings.commits)} with committed offsets",
+        f"ACLs        {len(state.acls)}, credentials of {len(state.credentials)} users, quotas of {len(state.quotas)}",
         f"Slots       {state.slot_count}, owned by {len({entries[-1].node_id for entries in state.slots if entries})}"
         " nodes",
         f"Logs        {len(contents.logs)} named by slots, {sum(log.sealed for log in contents.logs.values())} of them"
@@ -174,4 +198,4 @@ def described(state: ClusterState, contents: Contents, holdings: Holdings) -> li
     if problems:
         lines += ["", "These can't be read as they must be (`kafscale verify` looks at everything):"]
         lines += [f"  {problem}" for problem in problems[:SHOWN]]
-    return lines
+    return list(map(escaped, lines))

@@ -1,4 +1,4 @@
-"""`python -m workers --control-fd N`: a worker process, started by the supervisor."""
+"""`python -m workers --control-fd N --descriptors-fd M`: a worker process, started by the supervisor."""
 
 import sys
 

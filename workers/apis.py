@@ -1,7 +1,8 @@
 """The APIs that are served: one line each. What clients are told of versions follows from this list.
 
-To serve another API: a row in `kafscale/protocol/table.py`, one in `workers/authorization.py`, a file in
-`workers/handlers/`, and a line here.
+To serve another API: a row in `kafscale/protocol/table.py`, one in `workers/authorization.py`, one in
+`workers/forwarding/routes.py`, a file in `workers/handlers/`, and a line here; for one that changes something also a
+function in `workers/audited_changes.py`.
 """
 
 from __future__ import annotations

@@ -248,9 +248,8 @@ class Connection(Caller, asyncio.BufferedProtocol):
         "last_active",
     )
 
-    def __init__(self, shared: Connections, listener: Listener | None = None, welcome: Welcome | None = None) -> None:
+    def __init__(self, shared: Connections, listener: Listener, welcome: Welcome | None = None) -> None:
         """`welcome` says, when the connection is made, who the client is."""
-        listener = listener or shared.listener
         Caller.__init__(self, listener, "", ANONYMOUS, forwards=listener.is_shared)
         self._shared = shared
         self._transport: asyncio.Transport | None = None

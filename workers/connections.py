@@ -1,8 +1,7 @@
 """What a worker's connections share: the receive buffer, slab memory, the flush of answers, limits and time-outs.
 
-One object per worker; it is the factory that the listening sockets' servers call. There are no timers per connection:
-one sweep a second looks at the connections that have begun a request, and at a slice of all for idleness. It knows
-nothing of Kafka's messages: complete frames go to `dispatch`.
+One object per worker. There are no timers per connection: one sweep a second looks at the connections that have begun a
+request, and at a slice of all for idleness. It knows nothing of Kafka's messages: complete frames go to `dispatch`.
 """
 
 from __future__ import annotations
@@ -19,7 +18,6 @@ from kafscale.logs import RateLimited
 from kafscale.metrics import CONNECTIONS_ACCEPTED, CONNECTIONS_CLOSED, CONNECTIONS_OPEN, MetricsBlock
 from workers.caller import Caller
 from workers.connection import BEGUN_PER_TURN_MAX, SMALL_FRAME_BYTES, Connection, Pending
-from workers.listener import Listener
 from workers.slabs import SlabPool
 
 CallSoon = Callable[[Callable[[], None]], object]
@@ -67,7 +65,7 @@ class Holdable(Protocol):
 
 
 class Connections:
-    """All client connections of a worker. Call it for a new one's protocol; `start` before the first."""
+    """All client connections of a worker; `start` before the first."""
 
     def __init__(
         self,
@@ -76,12 +74,10 @@ class Connections:
         slabs: SlabPool,
         metrics: MetricsBlock,
         dispatch: Dispatch,
-        listener: Listener | None = None,
         census: Census | None = None,
     ) -> None:
-        """`listener`: that of the connections made by calling this; without one, an ordinary one. `census`: where the
-        connections of the whole broker are counted; without one, this worker's are all there are."""
-        self.listener = listener or Listener("clients")
+        """`census`: where the connections of the whole broker are counted; without one, this worker's are all there
+        are."""
         self.slabs = slabs
         self.dispatch = dispatch
         self.cells = metrics.cells
@@ -123,9 +119,6 @@ class Connections:
         self._dirty: list[Connection] = []
         self._is_flush_due = False
         self._later: list[Connection] = []
-
-    def __call__(self) -> Connection:
-        return Connection(self)
 
     def __len__(self) -> int:
         return len(self._all)

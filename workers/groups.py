@@ -19,6 +19,7 @@ from kafscale.coordination.cluster import OFFSETS_TOPIC, Assignment, Topic
 from kafscale.coordination.groups.events import GroupConfig, Outcome, TimerKey, Token
 from kafscale.coordination.groups.shard import GroupShard
 from kafscale.errors import Retry, StoreUnavailable, StoreUnclear
+from kafscale.metrics import REBALANCES, MetricsBlock
 from kafscale.protocol.batches import build_batch, read_header
 from kafscale.protocol.error_codes import ErrorCode
 from kafscale.protocol.records import iterate_records
@@ -58,6 +59,7 @@ class Groups:
         flusher: Flusher,
         reader: ColdReader,
         random_source: random.Random,
+        metrics: MetricsBlock,
     ) -> None:
         self._config = GroupConfig(
             session_timeout_min_ms=settings.group_min_session_timeout_ms,
@@ -71,6 +73,7 @@ class Groups:
         self._flusher = flusher
         self._reader = reader
         self._random = random_source
+        self._cells = metrics.cells
         self._loaded: dict[int, _Coordinated] = {}
         self._serving: dict[int, _Coordinated] = {}
         # Given to another worker, and what their last manifest takes from here.
@@ -142,6 +145,7 @@ class Groups:
             now_ms = self._clock.wall_ms()
             batch = build_batch(outcome.writes, timestamp_ms=now_ms)
             self._flusher.append(partition, batch, read_header(batch), now_ms)
+        self._cells[REBALANCES] += outcome.rebalances
         for key, deadline_ms in outcome.timers:
             self._set_timer(coordinated, key, deadline_ms)
         if not outcome.replies:

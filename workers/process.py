@@ -175,7 +175,7 @@ class Process(asyncio.Protocol):
 
     async def _listen_to_peers(self, peers: Peers, sockets: PeerSockets) -> None:
         loop = asyncio.get_running_loop()
-        # Duplicates, as below.
+        # A duplicate: closing it here closes it for nobody else.
         siblings = socket.socket(fileno=os.dup(sockets.sibling_fd))
         accept = functools.partial(peers.accept, is_private=True)
         self._servers[sockets.sibling_fd] = await loop.create_unix_server(accept, sock=siblings, backlog=BACKLOG)

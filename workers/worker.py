@@ -159,7 +159,7 @@ class Worker:
         tail = TailCache(settings.cache_bytes - settings.cache_bytes // COLD_SHARE)
         self.flusher = Flusher(self.log, keys, clock, _flush_policy(settings), tail, self._flushed, bugs)
         reader = ColdReader(metered, clock, lambda: settings.cache_bytes - tail.bytes)
-        self.groups = Groups(settings, clock, self.cluster, self.flusher, reader, random_source)
+        self.groups = Groups(settings, clock, self.cluster, self.flusher, reader, random_source, metrics)
         patience_seconds = settings.slot_release_timeout_ms / 1000
         earlier = EarlierLogs(metered, keys, clock, random_source, configure.log_id, patience_seconds, bugs)
         self.ownership = Ownership(
@@ -289,8 +289,7 @@ class Worker:
         """The connections of clients and, where there is a shared address, the links to the workers that their requests
         may concern."""
         settings = self._settings
-        first = next(iter(self._listeners.values()))
-        connections = Connections(settings, self._clock, slabs, self._metrics, dispatcher, first, self._census)
+        connections = Connections(settings, self._clock, slabs, self._metrics, dispatcher, self._census)
         if not any(listener.is_shared for listener in self._listeners.values()):
             return connections, None
         assert settings.cluster_secret is not None, "the supervisor gives its workers a secret"

@@ -100,9 +100,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             auto="listen port + 20000, or free ones",
         ),
     ] = None
-    metrics_addr: Annotated[Endpoint, Setting("Where /metrics, /healthz and /readyz are served.", flag="--metrics")] = (
-        Endpoint("127.0.0.1", 9404)
-    )
+    metrics_addr: Annotated[
+        Endpoint,
+        Setting(
+            "Where /metrics, /healthz and /readyz are served.",
+            flag="--metrics",
+        ),
+    ] = Endpoint("127.0.0.1", 9404)
     broker_id: Annotated[
         int, Setting("This broker's number; its workers are nodes id * 100 + 0, 1, ….", 0, BROKER_ID_MAX)
     ] = 0
@@ -477,9 +481,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         int, Setting("How often the newest record's hash is put into the bucket.", 100, DAY_MS)
     ] = 600_000
 
-    allow_admin_apis: Annotated[bool, Setting("Serve requests that create, change and delete topics and groups.")] = (
-        True
-    )
+    allow_admin_apis: Annotated[
+        bool,
+        Setting(
+            "Serve requests that change topics, their settings and records, groups and their offsets, ACLs, quotas and "
+            "passwords."
+        ),
+    ] = True
     worker_hang_timeout_ms: Annotated[
         int, Setting("A worker that has not answered for so long is replaced.", 100, 600_000)
     ] = 5000

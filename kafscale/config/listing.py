@@ -10,6 +10,7 @@ import orjson
 from kafscale.config.declarations import DECLARATIONS, SECTIONS, Declaration
 from kafscale.config.sources import BROKER_ADDR, BROKER_HOST, BROKER_PORT, CONFIG_FLAG, CONFIG_VARIABLE, Source
 from kafscale.config.values import format_value
+from kafscale.terminal import escaped
 
 _PREFACE = f"""# Settings
 
@@ -32,7 +33,7 @@ def as_table(declarations: Iterable[Declaration], settings: Any, sources: Mappin
     rows = [("SETTING", "VALUE", "FROM")]
     for declaration in declarations:
         value = format_value(declaration, getattr(settings, declaration.name))
-        rows.append((declaration.name, _one_line(value), _one_line(str(sources[declaration.name]))))
+        rows.append((declaration.name, escaped(value), escaped(str(sources[declaration.name]))))
     widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
     return "".join(f"{name:{widths[0]}}  {value:{widths[1]}}  {source}\n" for name, value, source in rows)
 
@@ -86,8 +87,3 @@ def _allowed(declaration: Declaration) -> str:
     if declaration.choices:
         return ", ".join(f"`{choice}`" for choice in declaration.choices)
     return f"`{setting.pattern or declaration.metavar}`".replace("|", "\\|")
-
-
-def _one_line(text: str) -> str:
-    """The text without characters that could break the table or command the terminal."""
-    return text if text.isprintable() else repr(text)

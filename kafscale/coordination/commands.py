@@ -5,8 +5,8 @@ after the other, each on the state its forerunners leave, and decides anew when 
 always hold: applying the returned changes to the given state gives a valid state; a refused command changes nothing.
 
 Replication: an acknowledged record is durable in the object store, so a replication factor asks for nothing here. Any
-positive one, and -1, is accepted, since tools send 1 or 3 by habit; Metadata shows one replica. A manual assignment is
-checked for its form and gives the number of partitions; placement follows slots.
+positive one, and -1, is accepted, since tools send 1 or 3 by habit; Metadata shows the leader, and a reader in each
+other zone. A manual assignment is checked for its form and gives the number of partitions; placement follows slots.
 """
 
 from __future__ import annotations

@@ -103,8 +103,8 @@ def max_timestamp_record(batch: Buffer, max_bytes: int | None = None, from_offse
 def check_records(batch: Buffer, *, keys_required: bool = False, max_bytes: int | None = None) -> int:
     """Opens all of a produced batch and checks each record, as LogValidator does. Returns the largest timestamp.
 
-    For topics that need it: compacted ones (`keys_required`), and batches that lack their max timestamp. Raises
-    `Invalid`: INVALID_RECORD for a missing key or a delta that is not the record's place.
+    Where every record must have a key (`keys_required`), it is for compacted topics. Raises `Invalid`: INVALID_RECORD
+    for a missing key or a delta that is not the record's place.
     """
     base_offset = read_header(batch).base_offset
     largest_ms = NO_TIMESTAMP

@@ -1,4 +1,4 @@
-"""An object store in memory: for tests, the simulation, and brokers that need remember nothing.
+"""An object store in memory, for tests and the simulation.
 
 It owns a dictionary. It keeps the promises of `store.py` within one process, and must not know what the bytes mean.
 """

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from kafscale.clock import Clock
 from kafscale.errors import ObjectExists, ObjectMissing, StoreError, StoreUnavailable, StoreUnclear
-from kafscale.metrics import STORE_BYTES, STORE_ERRORS, STORE_OPERATIONS, STORE_PUT_LATENCY
+from kafscale.metrics import STORE_BYTES, STORE_DELETED, STORE_ERRORS, STORE_OPERATIONS, STORE_PUT_LATENCY
 from kafscale.storage.store import Buffer, ObjectInfo, ObjectStore, Purpose
 
 _ERROR_NAMES = {
@@ -83,6 +83,7 @@ class MeteredStore:
         except StoreError as error:
             self._fail("delete", error)
             raise
+        self._cells[STORE_DELETED] += len(keys)
 
     async def close(self) -> None:
         await self._store.close()

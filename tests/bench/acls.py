@@ -315,7 +315,7 @@ def memory(workers: int = 2) -> Rows:
                     is_ours = "kafscale-acls" in line
                 elif is_ours and (field := line.split(":")[0]) in ("Size", "Rss", "Pss", "Private_Dirty"):
                     found[field] = found.get(field, 0.0) + float(line.split()[1]) / 1000
-            rows.append({"worker": pid, **{f"{field} MB": found[field] for field in found}})
+            rows.append({"process": str(pid), **{f"{field} MB": found[field] for field in found}})
     return rows
 
 

@@ -131,7 +131,7 @@ def first_answer(port: int, data: bytes) -> bytes:
 @pytest.mark.parametrize("listener", ["plain", "sasl"])
 @pytest.mark.parametrize("size", [-1, -(2**31), 2**31 - 1, 100 * 2**20 + 1, 0x50524F58])
 def test_sizes_that_nobody_may_announce(secure: SecureBroker, listener: str, size: int) -> None:
-    """Case 25 of the checklist, and what a second PROXY header would be: closed at once, and no memory is set aside."""
+    """A size that is none, and what a second PROXY header would be: closed at once, and no memory is set aside."""
     before = secure.broker.resident_bytes()
     for _ in range(5):
         assert first_answer(secure.ports[listener], struct.pack(">i", size)) == b""

@@ -12,8 +12,11 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from kafscale import metrics
+from kafscale.config import Settings
 from tests import docs_apis, docs_file_map
 from tests.docs_file_map import PACKAGES, ROOT
 
@@ -181,6 +184,33 @@ def test_third_party_packages_stay_at_home() -> None:
         for name in imported(tree) & HOMES.keys():
             importers[name].append(path)
     assert importers == {name: [home] for name, home in HOMES.items()}
+
+
+def test_every_metric_is_counted() -> None:
+    """A metric that nothing counts would stand at 0 for ever, as if nothing had happened."""
+    declared = {name for name, value in vars(metrics).items() if isinstance(value, metrics.Metric)}
+    used = {
+        node.id
+        for _, tree in production()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)
+    }
+    assert declared
+    assert declared - used == set()
+
+
+def test_every_setting_is_read() -> None:
+    """A setting that nothing reads would be accepted and do nothing."""
+    declared = {field.name for field in msgspec.structs.fields(Settings)}
+    # As `settings.name`, or by its name from a table.
+    read = {
+        node.attr if isinstance(node, ast.Attribute) else node.value
+        for _, tree in production()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute | ast.Constant)
+    }
+    assert declared
+    assert declared - read == set()
 
 
 def test_production_code_imports_no_test_code() -> None:

@@ -13,6 +13,7 @@ from typing import Final
 from kafscale.coordination.cluster import Topic
 from kafscale.coordination.groups import events
 from kafscale.errors import Retry
+from kafscale.metrics import OFFSET_COMMITS
 from kafscale.protocol.error_codes import ErrorCode
 from kafscale.protocol.messages.offset_commit import (
     OffsetCommitRequest,
@@ -73,7 +74,9 @@ async def _store(
         )
     except Retry as error:
         return [ErrorCode(error.code) for topic in topics for _ in topic.partitions]
-    return [partition.error for topic in found.topics for partition in topic.partitions]
+    codes = [partition.error for topic in found.topics for partition in topic.partitions]
+    context.metrics.cells[OFFSET_COMMITS] += codes.count(ErrorCode.NONE)
+    return codes
 
 
 def _find(context: Context, access: Access, wanted: OffsetCommitRequestTopic, version: int) -> Topic | ErrorCode:

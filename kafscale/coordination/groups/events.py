@@ -70,6 +70,8 @@ class Outcome(Struct, kw_only=True):
     """Token and response; may answer requests of earlier calls."""
     timers: list[tuple[TimerKey, int | None]] = field(default_factory=list)
     """Deadline in the milliseconds of `now_ms`, replacing any earlier one of that key; None cancels."""
+    rebalances: int = 0
+    """Rebalances that this completed, to be counted."""
 
 
 # --- membership ---------------------------------------------------------------------------------------------------

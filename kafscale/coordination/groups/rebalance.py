@@ -117,6 +117,7 @@ class Rebalance:
         for member in group.members.values():
             member.assignment = assignments.get(member.member_id, b"")
         group.transition(GroupState.STABLE, step.wall_ms)
+        step.rebalances += 1
         step.persist(group)
         for member in group.members.values():
             if member.sync is not None:

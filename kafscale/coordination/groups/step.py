@@ -15,11 +15,12 @@ from kafscale.coordination.groups.records import group_key, group_value
 class Step:
     """What one call has decided so far."""
 
-    __slots__ = ("_deadlines", "_replies", "_timers", "_writes", "now_ms", "wall_ms")
+    __slots__ = ("_deadlines", "_replies", "_timers", "_writes", "now_ms", "rebalances", "wall_ms")
 
     def __init__(self, now_ms: int, wall_ms: int, deadlines: dict[TimerKey, int]) -> None:
         self.now_ms = now_ms
         self.wall_ms = wall_ms
+        self.rebalances = 0
         self._deadlines = deadlines
         self._writes: list[tuple[bytes, bytes | None]] = []
         self._replies: list[tuple[Token, Any]] = []
@@ -56,4 +57,9 @@ class Step:
         self.cancel(TimerKey(TimerKind.SESSION, group.group_id, member_id))
 
     def outcome(self) -> Outcome:
-        return Outcome(writes=self._writes, replies=self._replies, timers=list(self._timers.items()))
+        return Outcome(
+            writes=self._writes,
+            replies=self._replies,
+            timers=list(self._timers.items()),
+            rebalances=self.rebalances,
+        )

@@ -267,7 +267,7 @@ def test_the_cluster_is_bounded(monkeypatch) -> None:
 
 
 def test_a_huge_request_is_refused_past_its_bound_and_takes_bounded_time() -> None:
-    """Case 36 of the checklist: time grows with the number of commands, not with its square."""
+    """Time grows with the number of commands, not with its square."""
     after, results = run(state(), *(c.CreateTopic(name=f"t{n}", partitions=1) for n in range(c.MAX_COMMANDS + 5)))
     assert [r.error_code for r in results].count(0) == c.MAX_COMMANDS == len(after.topics) - 1
     assert results[-1].error_code == ErrorCode.POLICY_VIOLATION

@@ -136,7 +136,6 @@ def test_precedence_over_all_sources(tmp_path: Path) -> None:
         (["serve", "--listen"], "--listen: expected one argument"),
         (["serve", "--json"], "--json belongs to the command config and verify and audit verify and acl check"),
         (["recover", "--strict"], "--strict belongs to the command verify and audit verify"),
-        (["verify", "--quick", "--deep"], "--quick and --deep exclude each other; what is quick is not deep"),
         (["serve", "--workers", "many"], "--workers: 'many' is not a whole number"),
         (["serve", "--listen", "0.0.0.0:9092"], None),
         (["serve", "--config", "/nowhere.toml"], "--config: cannot read '/nowhere.toml': No such file or directory"),

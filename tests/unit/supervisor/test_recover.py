@@ -11,8 +11,11 @@ import pytest
 from kafscale.clock import SystemClock
 from kafscale.config import Settings
 from kafscale.coordination.assignment import EndedLog, Incarnation
-from kafscale.coordination.commands import CreateTopic
+from kafscale.coordination.cluster import ScramCredential
+from kafscale.coordination.commands import AlterCredentials, AlterQuota, CreateAcls, CreateTopic
+from kafscale.coordination.quotas import QuotaEntity
 from kafscale.errors import StartError
+from kafscale.protocol.acls import AclBinding
 from kafscale.storage.cluster_log import ClusterLog
 from kafscale.storage.keys import Keys
 from kafscale.storage.local import LocalStore
@@ -20,6 +23,9 @@ from kafscale.storage.store import Purpose
 from supervisor import recover
 from supervisor.controller import Controller
 from supervisor.post import new_log_id
+
+BINDING = AclBinding(2, 3, "orders", "User:bob", "*", 3, 3)
+CREDENTIAL = ScramCredential(b"salt", b"stored", b"server", 4096)
 
 
 async def fill(settings: Settings, damaged: bool) -> None:
@@ -36,6 +42,9 @@ async def fill(settings: Settings, damaged: bool) -> None:
 
     await controller.start(workers, end_log)
     await controller.submit([CreateTopic(name="orders", partitions=7, configs={"retention.ms": "5"})])
+    await controller.submit([CreateAcls(bindings=[BINDING])])
+    await controller.submit([AlterCredentials(user="bob\x1b", credentials={"SCRAM-SHA-256": CREDENTIAL})])
+    await controller.submit([AlterQuota(entity=QuotaEntity.of(user="bob"), changes=[("producer_byte_rate", 7.0)])])
     if damaged:
         await store.put_if_absent(keys.log(workers[0].log_id, 0), [b"rubbish" * 100], Purpose.FLUSH)
     await controller.close()
@@ -56,9 +65,12 @@ def test_it_shows_the_catalogue_and_the_owners(tmp_path: Path, capsys: pytest.Ca
     before = files(tmp_path)
     assert recover.run(settings) == 0
     shown, progress = capsys.readouterr()
-    assert "version 2 of its log" in shown
+    assert "version 5 of its log" in shown
     assert "  orders  partitions 7  records 0  bytes 0  retention.ms=5" in shown
     assert "  __consumer_offsets  partitions 50  records 0" in shown
+    assert f"  {BINDING}\n" in shown
+    assert "  bob\\x1b  SCRAM-SHA-256\n" in shown and "stored" not in shown
+    assert "  user 'bob'  producer_byte_rate=7\n" in shown
     assert "  node 0  slots 4" in shown and "  node 1  slots 4" in shown
     assert "read 2 of 2 logs" in progress
     assert files(tmp_path) == before

@@ -141,11 +141,16 @@ class Bench:
         self.metrics = MetricsBlock.in_memory()
         self.slabs = slabs or SlabPool(1 << 20, 1 << 24)
         self._soon: list[Callable[[], None]] = []
-        self.connections = Connections(settings or Settings(), self.clock, self.slabs, self.metrics, dispatch, listener)
+        self.connections = Connections(settings or Settings(), self.clock, self.slabs, self.metrics, dispatch)
+        # Of the connections that are made from now on.
+        self.listener = listener or Listener("clients")
         self.connections.start(self._soon.append)
 
+    def connection(self) -> Connection:
+        return Connection(self.connections, self.listener)
+
     def connect(self, host: str = "10.1.2.3") -> FakeTransport:
-        return FakeTransport(self.connections(), host)
+        return FakeTransport(self.connection(), host)
 
     def turn(self) -> None:
         """The rest of the loop's turn: what was put off with call_soon."""

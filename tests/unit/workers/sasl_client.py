@@ -56,8 +56,8 @@ class Gatehouse:
             "principal_source": "sasl",
         }
         own = ListenerSettings(**values | listener)
-        connections = self.node.bench.connections
-        self.entrance = Entrance(self.node.settings, own, connections.listener, connections, self.authenticator)
+        bench = self.node.bench
+        self.entrance = Entrance(self.node.settings, own, bench.listener, bench.connections, self.authenticator)
 
     def _logged_in(self, login: Login) -> None:
         self.logins.append(login)

@@ -133,7 +133,7 @@ def test_answers_leave_in_request_order(requests: list[tuple[bytes, int]], seed:
 
 
 def test_a_thousand_pipelined_requests_keep_their_order() -> None:
-    """Pipelining deeper than any bound only makes the rest wait (checklist 38)."""
+    """Pipelining deeper than any bound only makes the rest wait."""
     bench = Bench(echo)
     transport = bench.connect()
     frames = [body_of(FETCH if n % 3 else PRODUCE, n, 30) for n in range(5000)]
@@ -178,7 +178,7 @@ def test_large_answers_are_not_joined() -> None:
 @pytest.mark.parametrize("size", [-1, -(2**31), 2**31 - 1, 100 * MIB + 1])
 @pytest.mark.parametrize("chunk", [1, 2, 3, 4, 100])
 def test_hostile_sizes_close_at_once_and_cost_nothing(size: int, chunk: int) -> None:
-    """A negative or excessive size closes the connection before any memory is set aside (checklist 25)."""
+    """A negative or excessive size closes the connection before any memory is set aside."""
     recorder = Recorder()
     bench = Bench(recorder, slabs=SlabPool(MIB, 256 * MIB))
     transport = bench.connect()
@@ -223,7 +223,7 @@ def test_what_is_no_request_closes_after_earlier_answers() -> None:
 
 
 def test_acks_0_with_an_error_closes_in_order() -> None:
-    """A failed request that wants no answer closes the connection, after its forerunners' answers (checklist 37)."""
+    """A failed request that wants no answer closes the connection, after its forerunners' answers."""
     recorder = Recorder()
     bench = Bench(recorder)
     transport = bench.connect()
@@ -522,7 +522,7 @@ def test_an_idle_connection_costs_little() -> None:
     tracemalloc.start()
     try:
         before, _ = tracemalloc.get_traced_memory()
-        connections = [bench.connections() for _ in range(500)]
+        connections = [bench.connection() for _ in range(500)]
         idle, _ = tracemalloc.get_traced_memory()
         for transport in transports:
             transport.send(framed(body_of(FETCH, 1)) + framed(body_of(FETCH, 2, 3000)), chunk_bytes=1000)
@@ -541,7 +541,7 @@ def test_an_idle_connection_costs_little() -> None:
 
 
 def test_a_byte_a_second_is_timed_out() -> None:
-    """A request that does not arrive within its time closes its connection (checklist 27); quick ones stay."""
+    """A request that does not arrive within its time closes its connection; quick ones stay."""
     bench = Bench(echo, Settings(frame_header_timeout_ms=5000))
     slow, good = bench.connect(), bench.connect()
     for second in range(20):
@@ -684,9 +684,9 @@ class _Driver:
 
 
 def test_ipv4_clients_on_an_ipv6_socket_look_like_themselves() -> None:
-    """::ffff:10.0.0.1 and 10.0.0.1 are the same host to every rule (checklist 60)."""
+    """::ffff:10.0.0.1 and 10.0.0.1 are the same host to every rule."""
     bench = Bench(echo)
-    hosts = [FakeTransport(bench.connections(), host).protocol.client_host for host in ("::ffff:10.0.0.1", "::1")]
+    hosts = [FakeTransport(bench.connection(), host).protocol.client_host for host in ("::ffff:10.0.0.1", "::1")]
     assert hosts == ["10.0.0.1", "::1"]
 
 

@@ -195,7 +195,7 @@ def _others(key: ApiKey) -> list[AnyHandler]:
 
 @pytest.mark.parametrize("handler", GENERAL, ids=names)
 def test_truncated_requests_close_the_connection(handler: Handler) -> None:
-    """Cut at any byte, a request is never half served (checklist 29)."""
+    """Cut at any byte, a request is never half served."""
 
     async def scenario() -> None:
         node = Node()
@@ -227,7 +227,7 @@ def test_what_follows_a_request_is_ignored() -> None:
 
 @pytest.mark.parametrize("key", [4, 7, 24, 68, 99, 32767, -1])
 def test_unknown_apis_close_the_connection(key: int) -> None:
-    """As Kafka does (checklist 30)."""
+    """As Kafka does."""
 
     async def scenario() -> None:
         node = Node()

@@ -32,9 +32,10 @@ from tests.unit.security.certificates import Authority
 from tests.unit.workers.doubles import ManualClock
 from workers.acceptor import Acceptor, Pace
 from workers.authentication import Authenticator, Login
-from workers.connection import Connection, Pending
+from workers.connection import Pending
 from workers.connections import Connections
 from workers.entrance import Entrance
+from workers.listener import Listener
 from workers.slabs import SlabPool
 
 CA = Authority()
@@ -53,7 +54,7 @@ class Door:
         self.connections = Connections(settings, clock, SlabPool(1 << 20, 1 << 22), self.metrics, self._dispatch)
         self.logins: list[Login] = []
         authenticator = Authenticator(settings, clock, self.metrics, lambda: None, self.logins.append)
-        self.entrance = Entrance(settings, own, self.connections.listener, self.connections, authenticator)
+        self.entrance = Entrance(settings, own, Listener(own.name), self.connections, authenticator)
         self.acceptor = Acceptor(Pace(settings.connections_per_second_max, clock, Census.alone()), clock)
         self.listening = socket.create_server((own.listen.host, 0))
         self.port = self.listening.getsockname()[1]
@@ -515,12 +516,3 @@ def test_plain_text_before_tls(tmp_path: Path) -> None:
             client.close()
 
     run(check)
-
-
-def test_a_connection_made_elsewhere() -> None:
-    """Whoever makes connections without an entrance, as tests do, has them as before."""
-    connections = Connections(
-        Settings(), ManualClock(), SlabPool(1 << 20, 1 << 22), MetricsBlock.in_memory(), lambda *_: None
-    )
-    assert isinstance(connections(), Connection)
-    assert connections().gate is None

@@ -63,8 +63,8 @@ def test_the_same_worker_tells_each_listener_its_own() -> None:
         node = Node()
         await node.create("flights", 2)
         nodes = []
-        for listener in (node.bench.connections.listener, SHARED, node.bench.connections.listener, SHARED):
-            node.bench.connections.listener = listener
+        for listener in (node.bench.listener, SHARED, node.bench.listener, SHARED):
+            node.bench.listener = listener
             answer = await node.call(ApiKey.METADATA, 9, MetadataRequest(topics=None))
             nodes.append([broker.node_id for broker in answer.brokers])
         assert nodes == [[NODE_ID, OTHER_NODE_ID], [ONE_NODE_ID]] * 2
@@ -108,7 +108,7 @@ def test_errors_of_produce_and_fetch_name_no_other_node(version: int) -> None:
 
     async def main() -> None:
         node = WholeWorker()
-        node.worker.connections.listener = SHARED
+        node.listener = SHARED
         await node.start()
         topic = node.create("t", 0, partitions=2)
         wanted = fetch_request((topic.topic_id, 1, 0), (topic.topic_id, 0, 0), current_leader_epoch=EPOCH - 1)

@@ -79,7 +79,7 @@ class Twins:
         repeating, forgetful = self.nodes
         self.clients = [
             repeating.connect(),
-            Client(forgetful.worker, ForgetfulConnection(forgetful.worker.connections)),
+            Client(ForgetfulConnection(forgetful.worker.connections, forgetful.listener)),
         ]
 
     def both(self, what: str, *arguments: Any, **options: Any) -> None:

@@ -87,10 +87,10 @@ class HeldStore(ScriptedStore):
 class Client(FakeTransport):
     """One connection to the worker. Answers are read with `answer`, in order."""
 
-    def __init__(self, worker: Worker, protocol: Connection | None = None) -> None:
+    def __init__(self, protocol: Connection) -> None:
         self._woken = asyncio.Event()
         self._read_to = 0
-        super().__init__(protocol or worker.connections())
+        super().__init__(protocol)
 
     def write(self, data: Any) -> None:
         super().write(data)
@@ -187,6 +187,8 @@ class WholeWorker:
             dial=dial,
             quota_use=quota_use,
         )
+        # Of the connections that are made from now on: the first of those that are configured.
+        self.listener = next(iter(self.worker._listeners.values()))
         self._correlation_ids = itertools.count(1000)
 
     async def start(self) -> WholeWorker:
@@ -252,7 +254,7 @@ class WholeWorker:
     # The clients
 
     def connect(self) -> Client:
-        return Client(self.worker)
+        return Client(Connection(self.worker.connections, self.listener))
 
     def send(
         self, client: Client, key: ApiKey, version: int, message: Message, client_id: str | None = "tester"

@@ -114,8 +114,10 @@ class GroupNode:
         policy = FlushPolicy(flush_bytes=1 << 20, interval_s=None, gather_s=0.0)
         self.flusher = Flusher(log, KEYS, clock, policy, TailCache(1 << 24), lambda flush, seconds: None)
         self.reader = ColdReader(self.store, clock, 1 << 20)
-        self.groups = Groups(self.settings, clock, self.cluster, self.flusher, self.reader, random.Random(2))
         self.metrics = MetricsBlock.in_memory()
+        self.groups = Groups(
+            self.settings, clock, self.cluster, self.flusher, self.reader, random.Random(2), self.metrics
+        )
         context: Any = SimpleNamespace(
             audit=None,
             quotas=Quotas(clock, self.metrics, QuotaUse.alone()),

@@ -119,7 +119,7 @@ def test_a_password_is_set_told_of_used_and_deleted() -> None:
     ],
 )
 def test_what_is_refused(item: Any, code: int) -> None:
-    """Case 44 of the checklist: Kafka's codes, a text without a secret, nothing changed, and others' changes made."""
+    """Kafka's codes, a text without a secret, nothing changed, and others' changes made."""
 
     async def scenario() -> None:
         node = CredentialNode()

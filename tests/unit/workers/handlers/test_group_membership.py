@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from kafscale.coordination.groups.records import GroupKey, GroupRecord, read_group_value, read_key
+from kafscale.metrics import REBALANCES
 from kafscale.protocol.api import APIS, ApiKey
 from kafscale.protocol.error_codes import ErrorCode
 from kafscale.protocol.messages.describe_groups import DescribeGroupsRequest
@@ -131,6 +132,7 @@ def test_two_members_share_a_group(version: int) -> None:
         parts = assigning(**{first: b"left", second: b"right"})
         mine = await node.ask(SYNC, min(version, 5), sync(group_id, first, 2, assignments=parts))
         assert (mine.assignment, (await waiting).assignment) == (b"left", b"right")
+        assert node.metrics.cells[REBALANCES] == 2
 
     run(test())
 

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kafscale.coordination.cluster import Topic
+from kafscale.metrics import OFFSET_COMMITS
 from kafscale.protocol.api import APIS, ApiKey
 from kafscale.protocol.error_codes import ErrorCode
 from kafscale.protocol.messages.list_groups import ListGroupsRequest
@@ -202,6 +203,7 @@ def test_commits_of_members(version: int) -> None:
         await node.ask(ApiKey.JOIN_GROUP, 5, join(group_id))
         waiting = node.begin(ApiKey.JOIN_GROUP, 3, join(group_id))  # a rebalance: they may still commit
         assert await codes(generation_id_or_member_epoch=1, member_id=member_id) == {0}
+        assert node.metrics.cells[OFFSET_COMMITS] == 4
         assert not waiting.done()
         waiting.cancel()
 

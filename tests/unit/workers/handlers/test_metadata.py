@@ -92,7 +92,7 @@ def test_topics_by_id() -> None:
 
 @pytest.mark.parametrize("name", ["", ".", "..", "x" * 250, "a/b", "../../etc", "a\0b", "tøpic", "a b"])
 def test_invalid_names_are_refused_and_never_created(name: str) -> None:
-    """As INVALID_TOPIC_EXCEPTION (checklist 35)."""
+    """As INVALID_TOPIC_EXCEPTION."""
 
     async def scenario() -> None:
         node = Node()
@@ -166,7 +166,7 @@ def test_a_name_that_collides_is_refused() -> None:
 
 
 def test_a_hundred_thousand_topics_in_one_request() -> None:
-    """Bounded work: each is described once, and of missing ones only some are created at a time (checklist 36)."""
+    """Bounded work: each is described once, and of missing ones only some are created at a time."""
 
     async def scenario() -> None:
         node = Node()

@@ -144,7 +144,7 @@ def test_no_answer_from_the_controller_is_a_retriable_error() -> None:
 
 
 def test_a_hundred_thousand_topics_in_one_request() -> None:
-    """The controller is asked for no more than it takes at once; the rest is refused (checklist 36)."""
+    """The controller is asked for no more than it takes at once; the rest is refused."""
 
     async def scenario() -> None:
         node = Node()
