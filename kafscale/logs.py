@@ -132,21 +132,6 @@ class RateLimited:
         return True
 
 
-class LogOnce:
-    """Lets an event through the first time only. Bounded: beyond `keys_max` keys nothing new is let through."""
-
-    def __init__(self, *, keys_max: int = 1024) -> None:
-        self._keys_max = keys_max
-        self._seen: set[object] = set()
-
-    def permit(self, key: object) -> bool:
-        """Whether this is the key's first time."""
-        if key in self._seen or len(self._seen) >= self._keys_max:
-            return False
-        self._seen.add(key)
-        return True
-
-
 def _timestamp(record: logging.LogRecord) -> str:
     moment = datetime.fromtimestamp(record.created, UTC)
     return f"{moment:%Y-%m-%dT%H:%M:%S}.{moment.microsecond // 1000:03d}Z"

@@ -115,7 +115,7 @@ class _Counting:
         async for _, batch in batches_from(partition, self._reader, start):
             for record in iterate_records(batch):
                 if record.key is not None and record.offset >= loaded.replay_from:
-                    shard.replay(record.key, record.value, 0)
+                    shard.replay(record.key, record.value)
         return shard
 
 

@@ -188,11 +188,10 @@ class Groups:
 
     async def _replayed(self, partition: PartitionLog, state: bytes | None, replay_from: int) -> GroupShard:
         shard = self._new_shard(state)
-        now_ms = self._now()[0]
         async for _, batch in batches_from(partition, self._reader, max(replay_from, partition.log_start_offset)):
             for record in iterate_records(batch):
                 if record.key is not None and record.offset >= replay_from:
-                    shard.replay(record.key, record.value, now_ms)
+                    shard.replay(record.key, record.value)
         return shard
 
     def serve(self, partition: PartitionLog) -> None:

@@ -25,7 +25,6 @@ VERSION: Final = 1
 NONCE_BYTES: Final = 32
 # A message of the handshake is a length of two bytes and so many at most.
 MESSAGE_BYTES_MAX: Final = 1024
-PROOF_BYTES: Final = 32
 REASONS: Final = ("magic", "version", "cluster", "node", "secret", "message")
 
 _LENGTH_BYTES: Final = 2

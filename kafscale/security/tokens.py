@@ -21,8 +21,6 @@ KEYS_BYTES_MAX: Final = 1 << 20
 KEYS_MAX: Final = 200
 NAME_CHARACTERS_MAX: Final = 1024
 RSA_BITS_MIN: Final = 2048
-# Seconds since the epoch: beyond any calendar.
-NUMERIC_DATE_MAX: Final = 1e12
 ALGORITHMS: Final = (
     *("RS256", "RS384", "RS512", "PS256", "PS384", "PS512"),
     *("ES256", "ES384", "ES512", "EdDSA", "Ed25519"),

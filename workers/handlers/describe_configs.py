@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 
 from kafscale.config import DECLARATIONS, Declaration, Settings
 from kafscale.coordination import topic_configs
+from kafscale.coordination.assignment import NODES_PER_BROKER
 from kafscale.coordination.cluster import topic_name_error
 from kafscale.coordination.topic_configs import ConfigSource, ConfigType
 from kafscale.errors import Invalid
@@ -36,8 +37,6 @@ from kafscale.security.needs import (
 from workers.context import Context, Request
 from workers.errors import code_of
 from workers.handlers.alter_configs import ConfigResourceType, denial
-
-NODES_PER_BROKER: Final = 100
 
 # Kafka's name of a broker's setting → ours. Those that are defaults of topics' settings are not repeated here.
 KAFKA_NAMES: Final = {

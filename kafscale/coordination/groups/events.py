@@ -218,9 +218,6 @@ class OffsetFetchRequest(Struct, frozen=True, kw_only=True):
     group_id: str
     topics: tuple[TopicPartitions, ...] | None = None
     """None: all that is committed."""
-    member_id: str | None = None
-    member_epoch: int = -1
-    """Member id and epoch are of the newer protocol (KIP-848); classic groups don't look at them."""
     require_stable: bool = False
     """No transactional commits yet, so nothing is ever unstable."""
 

@@ -14,6 +14,7 @@ from msgspec import Struct
 
 from kafscale.coordination.groups.events import NO_TOPIC_ID
 from kafscale.errors import Corrupt
+from kafscale.protocol.wire import uvarint
 
 OFFSET_KEY_VERSION = 1
 GROUP_KEY_VERSION = 2
@@ -97,7 +98,7 @@ def offset_value(record: OffsetRecord) -> bytes:
     return b"".join(
         (
             _OFFSET_HEAD.pack(OFFSET_VALUE_VERSION_WITH_TOPIC_ID, record.offset, record.leader_epoch),
-            _unsigned_varint(len(metadata) + 1),
+            uvarint(len(metadata) + 1),
             metadata,
             _OFFSET_TAIL.pack(record.commit_timestamp_ms),
             b"\x01",  # one tagged field
@@ -236,15 +237,6 @@ def _string(value: str) -> bytes:
 
 def _nullable_string(value: str | None) -> bytes:
     return b"\xff\xff" if value is None else _string(value)
-
-
-def _unsigned_varint(value: int) -> bytes:
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
 
 
 class _Reader:

@@ -299,7 +299,7 @@ class GroupShard:
                     shard._table.put(group_id, topic, partition, offset)
         return shard
 
-    def replay(self, key: bytes, value: bytes | None, now_ms: int) -> None:
+    def replay(self, key: bytes, value: bytes | None) -> None:
         """Take in a record of the log, before `activate`. Records are absolute, so once more does no harm.
 
         Raises Corrupt.

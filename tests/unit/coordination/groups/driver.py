@@ -84,7 +84,7 @@ class Driver:
         outcome = call(self.now_ms, self.wall_ms)
         for key, value in outcome.writes:
             self.log.append((key, value))
-            self.mirror.replay(key, value, self.now_ms)
+            self.mirror.replay(key, value)
             subject = read_key(key)
             if isinstance(subject, GroupKey):
                 self._note(subject.group_id, value)
@@ -159,7 +159,7 @@ class Driver:
         else:
             self.shard = GroupShard.restore(snapshot, self.config, new_id=self._new_id, topic_id_of=self.topic_ids.get)
         for key, value in self.log[since:]:
-            self.shard.replay(key, value, self.now_ms)
+            self.shard.replay(key, value)
         self.timers.clear()
         self.now_ms += 1
         self.run(lambda now, wall: self.shard.activate(now, wall))

@@ -157,7 +157,7 @@ def test_a_group_buried_before_its_offsets() -> None:
     (member,) = driver.stable()
     driver.commit(3, member_id=member.member_id, generation=1)
     driver.log.append((group_key(GROUP), None))
-    driver.mirror.replay(*driver.log[-1], driver.now_ms)
+    driver.mirror.replay(*driver.log[-1])
     driver.restart()
     assert driver.state() == "Empty"
     assert driver.committed() == 3
