@@ -28,7 +28,7 @@ from kafscale.control import AdoptListener, Configure, DropListener, NodeAddress
 from kafscale.coordination.cluster import encode_state_without_acls
 from kafscale.coordination.opening import open_coordination
 from kafscale.coordination.store import CoordinationStore
-from kafscale.errors import StoreError, StoreFailed
+from kafscale.errors import StoreError, StoreFailed, StoreUnavailable
 from kafscale.metrics import MetricsBlock
 from kafscale.quota_use import QuotaUse
 from kafscale.security.cluster_secret import ClusterSecret, read_secret
@@ -347,7 +347,8 @@ class Supervisor:
         while True:
             try:
                 async with asyncio.timeout(STORE_SILENT_SECONDS):
-                    await self._store.exists(keys.cluster(FIRST_VERSION), Purpose.CLUSTER)
+                    if not await self._store.exists(keys.cluster(FIRST_VERSION), Purpose.CLUSTER):
+                        raise StoreUnavailable("the bucket or directory has lost the cluster log's first version")
                 self._store_answered_at = self._clock.monotonic()
             except StoreFailed:
                 raise

@@ -22,6 +22,9 @@ from kafscale.clock import SystemClock
 from kafscale.config import Endpoint, Settings
 from kafscale.coordination.commands import CreateTopic, decode_results, encode_commands
 from kafscale.errors import StartError, StoreFailed
+from kafscale.storage.cluster_log import FIRST_VERSION
+from kafscale.storage.keys import Keys
+from kafscale.storage.store import Purpose
 from supervisor import child, post, restarts
 from supervisor.supervisor import Supervisor
 
@@ -313,6 +316,23 @@ def test_a_store_that_broke_under_a_worker_stops_the_broker(tmp_path) -> None:
                 await broker.ready()
                 await broker.order("broken")
                 await broker.running
+
+    run(scenario())
+
+
+def test_a_store_that_was_emptied_makes_the_broker_unready(tmp_path, monkeypatch) -> None:
+    """That it answers "there is no such object" is no good answer for one that can't be gone."""
+    monkeypatch.setattr("supervisor.supervisor.PROBE_SECONDS", 0.01)
+    monkeypatch.setattr("supervisor.supervisor.STORE_SILENT_SECONDS", 0.2)
+
+    async def scenario() -> None:
+        async with Broker(tmp_path) as broker:
+            await broker.ready()
+            endpoint = broker.read_file()["metrics"]
+            key = Keys(broker.settings.cluster_namespace).cluster(FIRST_VERSION)
+            await broker.supervisor._store.delete([key], Purpose.CLUSTER)
+            while not await broker.unready_reasons(endpoint):
+                pass
 
     run(scenario())
 
