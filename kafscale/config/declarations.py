@@ -33,7 +33,8 @@ _ADDRESS = r"(https?://)?([A-Za-z0-9._-]+|\[[0-9a-fA-F:]+\]):[0-9]{1,5}/?"
 _ADDRESSES = rf"{_ADDRESS}(,{_ADDRESS})*"
 _HOST = r"[A-Za-z0-9_.:-]{1,253}"
 _AUDITED = r"(produce|consume|describe|group)(,(produce|consume|describe|group))*"
-_URL = r"https?://[A-Za-z0-9.:\[\]_-]+/?"
+# Host names as botocore takes them: it refuses an underscore.
+_URL = r"https?://([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?/?"
 
 
 class Setting(NamedTuple):

@@ -1,11 +1,15 @@
 """An object store in an S3 bucket. The one file that knows aiobotocore.
 
-It owns a client with its pool of connections, opened with the first call. What must always hold: a put creates or
-fails, it never replaces (`If-None-Match: *`); what the store did not clearly answer is `StoreUnclear` for a put and
-`StoreUnavailable` for everything else. It doesn't try again by itself: whoever calls knows better whether and when
-(`worker_log.py`, `takeover.py`, `retrying.py`). Only the HTTP client beneath sends a request once more whose connection
-broke, since it may have been idle too long: so a put may meet its own first try as `ObjectExists`, and callers read
-back before they believe in another.
+It owns a client with its pool of connections, opened with the first call that finds credentials. What must always hold:
+a put creates or fails, it never replaces (`If-None-Match: *`); what the store did not clearly answer is `StoreUnclear`
+for a put and `StoreUnavailable` for everything else, whatever came instead of an answer; and an object is missing only
+where the store says so of its key, with an error document. So HEAD, whose 404 has no document, is never used: a proxy's
+404, or a bucket that is gone, must not pass for the end of a log.
+
+It doesn't try again by itself: whoever calls knows better whether and when (`worker_log.py`, `takeover.py`,
+`retrying.py`). Only the HTTP client beneath sends a request once more whose connection broke, since it may have been
+idle too long: so a put may meet its own first try as `ObjectExists`, and callers read back before they believe in
+another.
 
 Bodies travel with their CRC32C, which the store checks; that and an unsigned payload cost a fraction of the hashes that
 botocore would take by itself.
@@ -31,6 +35,7 @@ from botocore.exceptions import (
     ConnectTimeoutError,
     EndpointConnectionError,
     HTTPClientError,
+    NoCredentialsError,
     ProxyConnectionError,
     SSLError,
 )
@@ -46,8 +51,11 @@ URGENT_CONNECTIONS = 16
 _URGENT = frozenset({Purpose.FLUSH, Purpose.CHECKPOINT, Purpose.CLUSTER, Purpose.RECOVERY})
 # The request never reached the store.
 _NOT_SENT = (ConnectTimeoutError, ProxyConnectionError, SSLError)
-_MISSING = frozenset({"NoSuchKey", "NotFound", "404"})
-_THROTTLED = frozenset({"SlowDown", "Throttling", "ThrottlingException", "TooManyRequests", "RequestLimitExceeded"})
+_MISSING = "NoSuchKey"
+# With these nothing was applied, whatever the status.
+_REFUSALS = frozenset(
+    {"NoSuchBucket", "SlowDown", "Throttling", "ThrottlingException", "TooManyRequests", "RequestLimitExceeded"}
+)
 
 
 class S3Target(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,6 +102,7 @@ class S3Store:
             s3={"payload_signing_enabled": False, "addressing_style": "path" if target.path_style else "auto"},
         )
         self._patient = asyncio.Semaphore(concurrency)
+        self._session = get_session()
         self._resources = AsyncExitStack()
         self._opening: asyncio.Task[Any] | None = None
 
@@ -110,39 +119,31 @@ class S3Store:
             arguments["IfNoneMatch"] = "*"
         if self._target.kms_arn:
             arguments |= {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": self._target.kms_arn}
-        async with self._asking(purpose, f"put {key}", is_write=True) as client:
+        async with self._asking("put", purpose, f"put {key}") as client:
             await client.put_object(Bucket=self._target.bucket, Key=key, **arguments)
 
     async def get(self, key: str, purpose: Purpose) -> bytes:
         check_key(key)
-        async with self._asking(purpose, f"get {key}") as client:
-            return (await self._read(client, key, None))[0]
+        return (await self._read(key, None, purpose))[0]
 
     async def get_range(self, key: str, position: int, length: int, purpose: Purpose) -> bytes:
         check_key(key)
         if position < 0 or length < 0:
             raise ValueError(f"no range of {length} bytes at {position} can be read from {key}")
-        async with self._asking(purpose, f"get {key}") as client:
-            if length == 0:
-                await client.head_object(Bucket=self._target.bucket, Key=key)
-                return b""
-            return (await self._read(client, key, f"bytes={position}-{position + length - 1}"))[0]
+        # There is no range of no bytes.
+        data, _ = await self._read(key, f"bytes={position}-{position + max(length, 1) - 1}", purpose)
+        return data[:length]
 
     async def get_tail(self, key: str, length: int, purpose: Purpose) -> tuple[bytes, int]:
         check_key(key)
         if length < 0:
             raise ValueError(f"no tail of {length} bytes can be read from {key}")
-        async with self._asking(purpose, f"get {key}") as client:
-            if length == 0:
-                head = await client.head_object(Bucket=self._target.bucket, Key=key)
-                return b"", int(head["ContentLength"])
-            return await self._read(client, key, f"bytes=-{length}")
+        data, size = await self._read(key, f"bytes=-{max(length, 1)}", purpose)
+        return data if length else b"", size
 
     async def exists(self, key: str, purpose: Purpose) -> bool:
-        check_key(key)
         try:
-            async with self._asking(purpose, f"look for {key}") as client:
-                await client.head_object(Bucket=self._target.bucket, Key=key)
+            await self.get_range(key, 0, 1, purpose)
         except ObjectMissing:
             return False
         return True
@@ -155,26 +156,26 @@ class S3Store:
             arguments["StartAfter"] = start_after
         found: list[ObjectInfo] = []
         while True:
-            async with self._asking(purpose, f"list {prefix}") as client:
+            async with self._asking("list", purpose, f"list {prefix}") as client:
                 page = await client.list_objects_v2(**arguments)
-            for entry in page.get("Contents", ()):
-                created_ms = int(entry["LastModified"].timestamp() * 1000)
-                found.append(ObjectInfo(entry["Key"], entry["Size"], created_ms))
-            if not page.get("IsTruncated"):
-                # Directory buckets list in no order.
-                return sorted(found, key=lambda info: info.key)
-            arguments["ContinuationToken"] = page["NextContinuationToken"]
+                for entry in page.get("Contents", ()):
+                    created_ms = int(entry["LastModified"].timestamp() * 1000)
+                    found.append(ObjectInfo(entry["Key"], entry["Size"], created_ms))
+                if not page.get("IsTruncated"):
+                    # Directory buckets list in no order.
+                    return sorted(found, key=lambda info: info.key)
+                arguments["ContinuationToken"] = page["NextContinuationToken"]
 
     async def delete(self, keys: Sequence[str], purpose: Purpose) -> None:
         for key in keys:
             check_key(key)
         for start in range(0, len(keys), DELETE_BATCH):
             named = [{"Key": key} for key in keys[start : start + DELETE_BATCH]]
-            async with self._asking(purpose, f"delete {len(named)} objects") as client:
+            async with self._asking("delete", purpose, f"delete {len(named)} objects") as client:
                 answer = await client.delete_objects(
                     Bucket=self._target.bucket, Delete={"Objects": named, "Quiet": True}
                 )
-            kept = [error for error in answer.get("Errors", ()) if error.get("Code") not in _MISSING]
+            kept = [error for error in answer.get("Errors", ()) if error.get("Code") != _MISSING]
             if kept:
                 raise StoreUnavailable(
                     f"{self}: {len(kept)} of {len(named)} objects could not be deleted, the first,"
@@ -189,8 +190,9 @@ class S3Store:
     # The client
 
     @asynccontextmanager
-    async def _asking(self, purpose: Purpose, what: str, is_write: bool = False) -> AsyncIterator[Any]:
+    async def _asking(self, verb: str, purpose: Purpose, what: str) -> AsyncIterator[Any]:
         """The client, for one request; what goes wrong comes out in terms of the store's errors."""
+        is_write = verb == "put"
         try:
             if purpose in _URGENT:
                 yield await self._client()
@@ -207,19 +209,29 @@ class S3Store:
         except BotoCoreError as error:
             # Found out before anything was sent: no credentials, a region or an endpoint that can't be.
             raise StoreUnavailable(f"{self} can't be asked: {error}") from error
+        except Exception as error:
+            # What came is no answer of S3's, and botocore stumbled over it, or this file did.
+            message = f"{self} gave no sound answer ({what}): {error!r}"
+            raise (StoreUnclear(message) if is_write else StoreUnavailable(message)) from error
 
     async def _client(self) -> Any:
-        if self._opening is None:
-            self._opening = asyncio.ensure_future(self._open())
+        opening = self._opening
+        if opening is None:
+            opening = self._opening = asyncio.ensure_future(self._open())
         try:
-            return await asyncio.shield(self._opening)
+            return await asyncio.shield(opening)
         except Exception:
-            self._opening = None
+            # The next call opens it anew; one that waited for the same may have begun to already.
+            if self._opening is opening:
+                self._opening = None
             raise
 
     async def _open(self) -> Any:
         target = self._target
-        client = get_session().create_client(
+        if target.access_key is None and await self._session.get_credentials() is None:
+            # A client would be without any for life, and the instance's may only be silent for the moment.
+            raise NoCredentialsError
+        client = self._session.create_client(
             "s3",
             region_name=target.region or ("us-east-1" if target.endpoint else None),
             endpoint_url=target.endpoint,
@@ -230,36 +242,41 @@ class S3Store:
         )
         opened = await self._resources.enter_async_context(client)
         opened.meta.events.register_last("before-call.s3", _send_body_at_once)
+        opened.meta.events.register_last("before-call.s3.HeadBucket", _follow_no_redirect)
         return opened
 
-    async def _read(self, client: Any, key: str, byte_range: str | None) -> tuple[bytes, int]:
-        """The bytes, and the size of the whole object."""
+    async def _read(self, key: str, byte_range: str | None, purpose: Purpose) -> tuple[bytes, int]:
+        """The bytes, and the size of the whole object (0 where nothing of the range is in it)."""
         arguments = {} if byte_range is None else {"Range": byte_range}
-        try:
-            answer = await client.get_object(Bucket=self._target.bucket, Key=key, **arguments)
-        except ClientError as error:
-            if _status(error) != 416:
-                raise
-            # Nothing of the range is in the object, which is there.
-            head = await client.head_object(Bucket=self._target.bucket, Key=key)
-            return b"", int(head["ContentLength"])
-        data: bytes = await _whole(answer["Body"].read(), self._timeout_s)
-        expected = int(answer["ContentLength"])
-        if len(data) != expected:
-            raise TransportError(f"{key} ended after {len(data)} of {expected} bytes")
-        _, _, size = answer.get("ContentRange", "").rpartition("/")
-        return data, int(size) if size.isdigit() else expected
+        async with self._asking("get", purpose, f"get {key}") as client:
+            try:
+                answer = await client.get_object(Bucket=self._target.bucket, Key=key, **arguments)
+            except ClientError as error:
+                if _status(error) != 416:
+                    raise
+                return b"", 0
+            data: bytes = await _whole(answer["Body"].read(), self._timeout_s)
+            expected = answer.get("ContentLength")
+            if expected is None and not _is_chunked(answer):
+                raise TransportError(f"{key} came without its length")
+            # The HTTP client has seen to it that there was a last chunk.
+            expected = len(data) if expected is None else int(expected)
+            if len(data) != expected:
+                raise TransportError(f"{key} ended after {len(data)} of {expected} bytes")
+            _, _, size = answer.get("ContentRange", "").rpartition("/")
+            return data, int(size) if size.isdigit() else expected
 
     def _refused(self, error: ClientError, what: str, is_write: bool) -> StoreError:
         """What an answer of the store means."""
         status, code = _status(error), str(error.response.get("Error", {}).get("Code", ""))
-        if code in _MISSING and code != "NoSuchBucket":
+        if code == _MISSING and error.operation_name == "GetObject":
             return ObjectMissing(f"there is no object to {what}")
         if is_write and (status == 412 or code == "PreconditionFailed"):
             return ObjectExists(f"the key is taken ({what})")
         message = f"{self} refused to {what}: {status} {error}"
-        if is_write and code not in _THROTTLED and (status >= 500 or status == 409):
+        if is_write and code not in _REFUSALS and (status >= 500 or status in (404, 409)):
             # 409: a conditional request that ran beside another one. Either may have won.
+            # 404: no answer of S3's to a put.
             return StoreUnclear(message)
         return StoreUnavailable(message)
 
@@ -274,6 +291,17 @@ def _send_body_at_once(params: dict[str, Any], **_: object) -> None:
     """botocore would have the store asked first whether it wants the body: a round trip before every PUT, for the sake
     of bodies that are refused."""
     params["headers"].pop("Expect", None)
+
+
+def _follow_no_redirect(params: dict[str, Any], **_: object) -> None:
+    """botocore asks a bucket that it was sent away from for its region, and if it is sent away again, the same again,
+    for ever."""
+    params["context"].setdefault("s3_redirect", {})["redirected"] = True
+
+
+def _is_chunked(answer: dict[str, Any]) -> bool:
+    encoding: str = answer["ResponseMetadata"]["HTTPHeaders"].get("transfer-encoding", "")
+    return encoding.lower().endswith("chunked")
 
 
 def _was_not_sent(error: Exception) -> bool:

@@ -238,6 +238,7 @@ def test_files_that_are_no_text_are_named(tmp_path: Path) -> None:
         ),
         ({"KAFSCALE_S3_BUCKET": "bb", "KAFSCALE_S3_READ_REGION": "eu"}, "KAFSCALE_S3_READ_REGION: there is no replica"),
         ({"KAFSCALE_S3_BUCKET": "bb", "KAFSCALE_S3_ENDPOINT": "minio:9000"}, "KAFSCALE_S3_ENDPOINT: 'minio:9000'"),
+        ({"KAFSCALE_S3_BUCKET": "bb", "KAFSCALE_S3_ENDPOINT": "http://a_b:9"}, "KAFSCALE_S3_ENDPOINT: 'http://a_b:9'"),
         ({"KAFSCALE_S3_BUCKET": "s3://bb"}, "KAFSCALE_S3_BUCKET: 's3://bb'"),
     ],
 )

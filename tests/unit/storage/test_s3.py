@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
+import os
 import socket
 import struct
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 from crc32c import crc32c
@@ -47,10 +51,7 @@ def status(code: int, error: str = "", body: bytes | None = None, more: str = ""
 
     async def respond(head: bytes, writer: asyncio.StreamWriter) -> None:
         content = f"<Error><Code>{error}</Code><Message>because</Message></Error>".encode() if body is None else body
-        if head.startswith(b"HEAD"):
-            writer.write(f"HTTP/1.1 {code} X\r\ncontent-length: 0\r\n\r\n".encode())
-        else:
-            writer.write(f"HTTP/1.1 {code} X\r\ncontent-length: {len(content)}\r\n{more}\r\n".encode() + content)
+        writer.write(f"HTTP/1.1 {code} X\r\ncontent-length: {len(content)}\r\n{more}\r\n".encode() + content)
         await writer.drain()
 
     return respond
@@ -77,6 +78,22 @@ async def short(head: bytes, writer: asyncio.StreamWriter) -> None:
     writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhalf.")
     await writer.drain()
     writer.close()
+
+
+def raw(answer: bytes, is_over: bool = False) -> Respond:
+    """An answer as it goes over the wire, and the end of the connection after it."""
+
+    async def respond(head: bytes, writer: asyncio.StreamWriter) -> None:
+        writer.write(answer)
+        await writer.drain()
+        if is_over:
+            writer.close()
+
+    return respond
+
+
+CHUNKED = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhalf.\r\n"
+PAGE = b"<html><body>404 Not Found, says the proxy</body></html>"
 
 
 def asked(respond: Respond, call: Callable[[ObjectStore], Awaitable[object]]) -> tuple[object, list[bytes]]:
@@ -122,6 +139,10 @@ def put(store: ObjectStore) -> Awaitable[None]:
         (status(429, "TooManyRequests"), StoreUnavailable),
         (status(403, "AccessDenied"), StoreUnavailable),
         (status(404, "NoSuchBucket"), StoreUnavailable),
+        (status(404, "NoSuchKey"), StoreUnclear),
+        (status(404, body=b""), StoreUnclear),
+        (status(404, body=PAGE), StoreUnclear),
+        (raw(b"HTTP/1.1 2000 ?\r\n\r\n", is_over=True), StoreUnclear),
         (reset, StoreUnclear),
         (reset_hard, StoreUnclear),
         (hang, StoreUnclear),
@@ -140,6 +161,11 @@ def test_what_a_put_that_failed_means(respond: Respond, expected: type[StoreErro
     [
         (status(404, "NoSuchKey"), ObjectMissing),
         (status(404, "NoSuchBucket"), StoreUnavailable),
+        (status(404, body=b""), StoreUnavailable),
+        (status(404, body=b"not found"), StoreUnavailable),
+        (status(404, body=PAGE), StoreUnavailable),
+        (raw(CHUNKED, is_over=True), StoreUnavailable),
+        (raw(b"HTTP/1.1 200 OK\r\n\r\nhalf.", is_over=True), StoreUnavailable),
         (status(403, "AccessDenied"), StoreUnavailable),
         (status(500, "InternalError"), StoreUnavailable),
         (status(503, "SlowDown"), StoreUnavailable),
@@ -154,6 +180,53 @@ def test_what_a_read_that_failed_means(respond: Respond, expected: type[StoreErr
     outcome, requests = asked(respond, lambda store: store.get("ns/log/1", Purpose.COLD_READ))
     assert type(outcome) is expected, outcome
     assert len(requests) == (2 if respond in (reset, reset_hard) else 1)
+
+
+@pytest.mark.parametrize(
+    ("respond", "expected"),
+    [
+        (status(404, "NoSuchKey"), False),
+        (status(200, body=b"x"), True),
+        (status(206, body=b"x", more="content-range: bytes 0-0/9\r\n"), True),
+        (status(416, "InvalidRange"), True),  # an empty object
+        (status(404, "NoSuchBucket"), StoreUnavailable),
+        (status(404, body=b""), StoreUnavailable),
+        (status(404, body=PAGE), StoreUnavailable),
+    ],
+)
+def test_whether_a_key_is_taken(respond: Respond, expected: object) -> None:
+    """Goal: only the store's own word for it makes a key a free one. The end of a log may depend on it."""
+    outcome, requests = asked(respond, lambda store: store.exists("ns/log/1", Purpose.RECOVERY))
+    assert (outcome if isinstance(expected, bool) else type(outcome)) is expected
+    assert len(requests) == 1
+
+
+@pytest.mark.parametrize(
+    "respond",
+    [
+        status(404, body=b""),
+        status(404, body=PAGE),
+        status(404, "NoSuchKey"),
+        status(200, body=b"<ListBucketResult><IsTruncated>true</IsTruncated></ListBucketResult>"),
+        status(200, body=b"<ListBucketResult><Contents><Key>ns/a</Key></Contents></ListBucketResult>"),
+        status(200, body=b"<ListBucketResult><Cont"),
+        status(301, body=b"<Error><Code>PermanentRedirect</Code></Error>"),
+        hang,
+    ],
+)
+def test_what_a_listing_or_a_deletion_that_failed_means(respond: Respond) -> None:
+    """Goal: whatever came instead of an answer, those who ask hear that the store is not to be had."""
+    outcome, requests = asked(respond, lambda store: store.list("ns/", Purpose.SWEEP))
+    assert type(outcome) is StoreUnavailable, outcome
+    assert len(requests) <= 2
+    outcome, _ = asked(respond, lambda store: store.delete(["ns/a"], Purpose.SWEEP))
+    assert outcome is None or type(outcome) is StoreUnavailable, outcome
+
+
+def test_a_body_in_chunks_is_read() -> None:
+    """Goal: a proxy that does not pass the length on is no reason to read nothing."""
+    outcome, _ = asked(raw(CHUNKED + b"0\r\n\r\n"), lambda store: store.get("ns/log/1", Purpose.COLD_READ))
+    assert outcome == b"half."
 
 
 def test_nobody_listens() -> None:
@@ -195,3 +268,107 @@ def test_an_object_that_could_not_be_deleted_is_named() -> None:
     outcome, _ = asked(status(200, body=answer), lambda store: store.delete(["ns/a", "ns/b"], Purpose.SWEEP))
     assert isinstance(outcome, StoreUnavailable)
     assert "ns/b: AccessDenied" in str(outcome)
+
+
+def test_an_address_that_can_not_be_is_said_to_be_one() -> None:
+    """Goal: an error of the store that names the address, not a surprise."""
+
+    async def scenario() -> None:
+        target = S3Target(bucket="b", endpoint="http://my_minio:9000", access_key="k", secret_key="s")
+        store = S3Store(target)
+        try:
+            with pytest.raises(StoreError, match="my_minio"):
+                await store.list("ns/", Purpose.CLUSTER)
+        finally:
+            await store.close()
+
+    asyncio.run(scenario())
+
+
+class Instance:
+    """The metadata service of an EC2 instance with a role, and a bucket that takes one of the role's tokens."""
+
+    def __init__(self) -> None:
+        self.is_silent = False
+        self.handed_out = 1
+        self.taken = 1
+
+    async def metadata(self, head: bytes, writer: asyncio.StreamWriter) -> None:
+        path = head.split(b" ")[1].decode()
+        role = "/latest/meta-data/iam/security-credentials/"
+        answers = {"/latest/api/token": "session", role: "writer", f"{role}writer": self._credentials()}
+        await status(503 if self.is_silent else 200, body=answers[path].encode())(head, writer)
+
+    def _credentials(self) -> str:
+        expires = datetime.now(UTC) + timedelta(minutes=5)
+        secrets = {"AccessKeyId": "key", "SecretAccessKey": "secret", "Token": f"token-{self.handed_out}"}
+        return json.dumps({"Code": "Success", "Expiration": expires.strftime("%Y-%m-%dT%H:%M:%SZ"), **secrets})
+
+    async def bucket(self, head: bytes, writer: asyncio.StreamWriter) -> None:
+        is_valid = f"x-amz-security-token: token-{self.taken}\r\n".encode() in head.lower()
+        await (status(200, body=b"") if is_valid else status(400, "ExpiredToken"))(head, writer)
+
+
+def on_instance(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, scenario: Callable[[Instance, S3Store], Awaitable[None]]
+) -> None:
+    """Run the scenario with a store that has nothing but the instance's role to go by."""
+
+    async def run() -> None:
+        instance = Instance()
+        listening = [
+            await asyncio.start_server(Server(respond).accept, "127.0.0.1", 0)
+            for respond in (instance.metadata, instance.bucket)
+        ]
+        metadata, bucket = (f"http://127.0.0.1:{each.sockets[0].getsockname()[1]}" for each in listening)
+        monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", metadata)
+        store = S3Store(S3Target(bucket="bucket", endpoint=bucket, path_style=True))
+        try:
+            await scenario(instance, store)
+        finally:
+            await store.close()
+            for each in listening:
+                each.close()
+
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+        monkeypatch.setenv(name, str(tmp_path / "none"))
+    # botocore stretches what expires soon to 17 minutes at least, and looks for others in the last 15: as if five
+    # minutes had passed since it did.
+    monkeypatch.setattr("botocore.utils.random.randint", lambda low, high: low - 300)
+    asyncio.run(run())
+
+
+def test_a_metadata_service_that_is_silent_at_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Goal: who was without credentials when it first asked has them once there are any, however many ask at once."""
+
+    async def scenario(instance: Instance, store: S3Store) -> None:
+        instance.is_silent = True
+        outcomes = await asyncio.gather(*(put(store) for _ in range(5)), return_exceptions=True)
+        assert {type(outcome) for outcome in outcomes} == {StoreUnavailable}
+        assert "Unable to locate credentials" in str(outcomes[0])
+        instance.is_silent = False
+        await asyncio.gather(*(put(store) for _ in range(5)))
+
+    on_instance(monkeypatch, tmp_path, scenario)
+
+
+def test_credentials_that_expire(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Goal: they are fetched anew in time; while that can't be done, or brings what has expired, a put is known not to
+    be applied; and then it goes on."""
+
+    async def scenario(instance: Instance, store: S3Store) -> None:
+        await put(store)
+        instance.taken = 2
+        with pytest.raises(StoreUnavailable, match="ExpiredToken"):
+            await put(store)
+        instance.handed_out = 2
+        await put(store)
+        instance.is_silent = True
+        with pytest.raises(StoreUnavailable, match="credentials from iam-role"):
+            await put(store)
+        instance.is_silent = False
+        await put(store)
+
+    on_instance(monkeypatch, tmp_path, scenario)
