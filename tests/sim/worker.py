@@ -4,6 +4,7 @@ the world and a simulated control socket between them. Nothing here decides anyt
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,8 @@ from supervisor.child import Child
 from tests.sim.client import BOOTSTRAP_PORT
 from tests.sim.network import Listener, Way
 from tests.sim.world import Process, SimClock, World
+from workers.connection import Connection
+from workers.listener import Listener
 from workers.worker import Worker
 
 if TYPE_CHECKING:
@@ -177,8 +180,9 @@ class WorkerProcess:
         if worker.is_stopped:
             return
         assert self.configure is not None
+        connection = functools.partial(Connection, worker.connections, Listener("clients"))
         for port in (self.broker.private_ports[self.configure.worker_index], BOOTSTRAP_PORT):
-            self._listeners.append(self._cluster.network.listen(port, self.process, worker.connections))
+            self._listeners.append(self._cluster.network.listen(port, self.process, connection))
 
     async def _drain(self) -> None:
         for listener in self._listeners:
