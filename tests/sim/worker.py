@@ -16,7 +16,7 @@ from tests.sim.client import BOOTSTRAP_PORT
 from tests.sim.network import Listener, Way
 from tests.sim.world import Process, SimClock, World
 from workers.connection import Connection
-from workers.listener import Listener
+from workers.listener import Listener as ClientListener
 from workers.worker import Worker
 
 if TYPE_CHECKING:
@@ -180,7 +180,7 @@ class WorkerProcess:
         if worker.is_stopped:
             return
         assert self.configure is not None
-        connection = functools.partial(Connection, worker.connections, Listener("clients"))
+        connection = functools.partial(Connection, worker.connections, ClientListener("clients"))
         for port in (self.broker.private_ports[self.configure.worker_index], BOOTSTRAP_PORT):
             self._listeners.append(self._cluster.network.listen(port, self.process, connection))
 
