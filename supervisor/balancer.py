@@ -1,6 +1,10 @@
 """The leader's work on who owns what: lost brokers' slots are given to the living, the shares are evened out, and lists
 of assignments are shortened. Every supervisor runs one; it acts only while it leads and coordination is available.
 
+A broker whose registration says that the store doesn't answer it can take nothing in, and is as good as lost, if the
+store answers here and has long done so: were it silent for all, nothing would be decided. Since the leader may be the
+one that is cut off, the first of the others acts beside it then.
+
 Owns no state but when it looked last. Leading is no ground for a write: each decision is made anew on the newest
 version of the cluster log, so two that both believe to lead do no harm. Should the store not answer, or a lost log be
 unreadable, it says so and tries again.
@@ -28,6 +32,7 @@ from kafscale.errors import Corrupt, Retry, StoreUnavailable, StoreUnclear
 from kafscale.storage.takeover import LogReader, find_end
 from supervisor.controller import Controller
 from supervisor.sealing import LogEnder
+from supervisor.store_watch import StoreWatch
 
 log = logging.getLogger(__name__)
 
@@ -74,8 +79,12 @@ class Balancer:
         reader: LogReader,
         clock: Clock,
         grace_seconds: float,
+        store_watch: StoreWatch,
+        broker_id: int,
     ) -> None:
         self._coordination = coordination
+        self._store_watch = store_watch
+        self._broker_id = broker_id
         self._controller = controller
         self._ender = ender
         self._reader = reader
@@ -107,7 +116,7 @@ class Balancer:
     async def step(self) -> None:
         """Do what there is to do now. Raises Corrupt, Retry, StoreError, TimeoutError."""
         self._presence.observe(self._clock.monotonic(), self._coordination.is_available)
-        if not self._coordination.is_leader or not self._coordination.is_available:
+        if not self._coordination.is_available or not self._acts():
             return
         await self._settle()
         await self._replace_lost()
@@ -115,6 +124,14 @@ class Balancer:
             moved = await self._controller.assign(self._evened_out)
             if moved:
                 log.info("slots are moved to even out the brokers' shares", extra={"slots": moved})
+
+    def _acts(self) -> bool:
+        if self._coordination.is_leader:
+            return True
+        members = self._coordination.members()
+        if not self._store_watch.is_steady or not any(member.store_silent for member in members):
+            return False
+        return self._broker_id == min((m.broker_id for m in members if not m.store_silent), default=None)
 
     # Lost brokers
 
@@ -124,7 +141,8 @@ class Balancer:
         named = {
             entry.log_id: broker_of(entry.node_id) for entries in self._controller.state.slots for entry in entries
         }
-        registered = {member.broker_id for member in self._coordination.members()}
+        cut_off_counts = self._store_watch.is_steady
+        registered = {m.broker_id for m in self._coordination.members() if not (cut_off_counts and m.store_silent)}
         lost = self._presence.lost(self._clock.monotonic(), named.values(), registered)
         if not lost or not self._staying():
             return
@@ -151,7 +169,7 @@ class Balancer:
     # Shares
 
     def _staying(self) -> list[Incarnation]:
-        return [worker for m in self._coordination.members() if not m.leaving for worker in m.incarnations]
+        return [worker for m in self._coordination.members() if m.can_take_over for worker in m.incarnations]
 
     def _evened_out(self, state: ClusterState) -> Assign | None:
         leaving = [worker for m in self._coordination.members() if m.leaving for worker in m.incarnations]

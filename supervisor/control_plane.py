@@ -42,6 +42,7 @@ from supervisor.requests import CommandRequests
 from supervisor.restarts import Restarts
 from supervisor.sealing import LogEnder
 from supervisor.spawner import Spawner
+from supervisor.store_watch import StoreWatch
 from supervisor.strays import bring_home
 from supervisor.sweeping import sweep_ended_logs
 
@@ -147,6 +148,7 @@ class ControlPlane:
             self._on_version,
             lambda: coordination.is_available,
         )
+        self.store_watch = StoreWatch(store, keys, clock)
         self._requests = CommandRequests(self.controller, surroundings.fail, surroundings.acls.wait_until_in_force)
         self.posts = self._make_posts()
         ttl_seconds = coordination.ttl_seconds
@@ -158,6 +160,8 @@ class ControlPlane:
             LogReader(store, keys, clock, random_source),
             clock,
             ttl_seconds + REGISTER_AGAIN_SECONDS,
+            self.store_watch,
+            settings.broker_id,
         )
 
     @property
@@ -192,6 +196,7 @@ class ControlPlane:
         """Take the broker's place in the cluster, with `children` as its workers. Raises StartError, Corrupt,
         StoreError."""
         controller, coordination, background = self.controller, self._coordination, self._background
+        background.spawn_loop(self.store_watch.run(), "store watch")
         incarnations = [post.incarnation for post in self.posts]
         state = await controller.load(incarnations)
         coordination.on_change = self._on_coordination_change
@@ -280,6 +285,7 @@ class ControlPlane:
             peer=self._surroundings.peer,
             leaving=self.membership.leaving,
             rack=self._settings.rack,
+            store_silent=self.store_watch.is_silent,
         )
 
     # What the parts report.

@@ -51,8 +51,8 @@ class Membership:
 
     @property
     def others_stay(self) -> bool:
-        """Whether there is another broker, as far as is known, that does not leave."""
-        return any(not member.leaving for member in self._others_registered())
+        """Whether there is another broker, as far as is known, that takes over what others give away."""
+        return any(member.can_take_over for member in self._others_registered())
 
     async def claim(self) -> None:
         """Register, once no other broker of this number is. Raises StartError where one lives on, and as `join`."""

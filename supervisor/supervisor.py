@@ -28,16 +28,14 @@ from kafscale.control import AdoptListener, Configure, DropListener, NodeAddress
 from kafscale.coordination.cluster import encode_state_without_acls
 from kafscale.coordination.opening import open_coordination
 from kafscale.coordination.store import CoordinationStore
-from kafscale.errors import StoreError, StoreFailed, StoreUnavailable
 from kafscale.metrics import MetricsBlock
 from kafscale.quota_use import QuotaUse
 from kafscale.security.cluster_secret import ClusterSecret, read_secret
-from kafscale.storage.cluster_log import FIRST_VERSION
 from kafscale.storage.directory import check_format, complete_names
 from kafscale.storage.keys import Keys
 from kafscale.storage.metered import MeteredStore
 from kafscale.storage.opening import open_proven_store
-from kafscale.storage.store import ObjectStore, Purpose
+from kafscale.storage.store import ObjectStore
 from kafscale.storage.threads import Threads
 from supervisor import broker_file
 from supervisor.acls import Acls
@@ -59,8 +57,6 @@ from supervisor.status import Status
 
 log = logging.getLogger(__name__)
 
-PROBE_SECONDS = 2.0
-STORE_SILENT_SECONDS = 10.0
 # Of the time to drain, how much may be spent on giving slots to other brokers.
 LEAVE_SHARE = 0.5
 
@@ -104,7 +100,6 @@ class Supervisor:
         self._census: Census | None = None
         self._quota_use: QuotaUse | None = None
         self._store: ObjectStore | None = None
-        self._store_answered_at = clock.monotonic()
         self._coordination: CoordinationStore = coordination or open_coordination(settings, clock, random_source)
         self._control_plane: ControlPlane | None = None
         self._secret = read_secret(settings.cluster_secret, settings.cluster_secret_file)
@@ -241,7 +236,7 @@ class Supervisor:
             self._blocks,
             control_plane.controller,
             self._coordination,
-            self._store_ok,
+            lambda: not control_plane.store_watch.is_silent,
             lambda: self._draining,
             requests,
             self._security,
@@ -252,7 +247,6 @@ class Supervisor:
         await self._http.start(http_socket)
         await self._begin_audit(control_plane, Anchors(store, keys, settings.broker_id))
         await control_plane.start(children)
-        self._background.spawn_loop(self._watch(keys), "watch")
         self._background.spawn_loop(self._security.run(), "security")
         self._background.spawn_loop(self._acls.run(), "acls")
         if control_plane.in_cluster:
@@ -339,27 +333,7 @@ class Supervisor:
         if not self._failure.done():
             self._failure.set_result(error)
 
-    # Now and then
-
-    async def _watch(self, keys: Keys) -> None:
-        """Ask the store whether it answers."""
-        assert self._store is not None
-        while True:
-            try:
-                async with asyncio.timeout(STORE_SILENT_SECONDS):
-                    if not await self._store.exists(keys.cluster(FIRST_VERSION), Purpose.CLUSTER):
-                        raise StoreUnavailable("the bucket or directory has lost the cluster log's first version")
-                self._store_answered_at = self._clock.monotonic()
-            except StoreFailed:
-                raise
-            except (StoreError, TimeoutError) as error:
-                log.warning("the object store does not answer", extra={"cause": str(error)})
-            await self._clock.sleep(PROBE_SECONDS)
-
     # What is shown
-
-    def _store_ok(self) -> bool:
-        return self._clock.monotonic() - self._store_answered_at < STORE_SILENT_SECONDS
 
     async def _write_broker_file(self) -> None:
         assert self._status is not None

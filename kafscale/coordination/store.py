@@ -27,7 +27,8 @@ class ClusterIdentity(msgspec.Struct, frozen=True):
 
 class Member(msgspec.Struct, frozen=True):
     """A broker that is alive: its number, its nodes as clients are told of them, the workers that can own slots, where
-    its supervisor is reached by others ("host:port", empty for nowhere), and whether it gives away what it owns."""
+    its supervisor is reached by others ("host:port", empty for nowhere), whether it gives away what it owns, and
+    whether the object store has long not answered it."""
 
     broker_id: int
     nodes: tuple[NodeAddress, ...]
@@ -35,6 +36,12 @@ class Member(msgspec.Struct, frozen=True):
     peer: str = ""
     leaving: bool = False
     rack: str | None = None
+    store_silent: bool = False
+
+    @property
+    def can_take_over(self) -> bool:
+        """Whether slots may be given to its workers."""
+        return not self.leaving and not self.store_silent
 
 
 class CoordinationStore(Protocol):

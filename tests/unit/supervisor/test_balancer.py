@@ -7,6 +7,8 @@ import asyncio
 import random
 from collections import Counter
 from collections.abc import Callable, Coroutine
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -67,6 +69,7 @@ class Broker:
             lambda: self.coordination.is_available,
         )
         self.ender = LogEnder(cluster.store, KEYS, cluster.clock, source, f"w{broker_id}")
+        self.store_watch: Any = SimpleNamespace(is_steady=True)
         self.balancer = Balancer(
             self.coordination,
             self.controller,
@@ -74,6 +77,8 @@ class Broker:
             LogReader(cluster.store, KEYS, cluster.clock, source),
             cluster.clock,
             GRACE_SECONDS,
+            self.store_watch,
+            broker_id,
         )
         self.coordination.on_change = self.balancer.wake
 
@@ -84,8 +89,12 @@ class Broker:
         await self.say()
         await self.coordination.campaign()
 
-    async def say(self, leaving: bool = False) -> None:
-        await self.coordination.join(Member(self.broker_id, (), self.incarnations, leaving=leaving))
+    async def say(self, leaving: bool = False, store_silent: bool = False) -> None:
+        if store_silent:
+            self.store_watch.is_steady = False
+        await self.coordination.join(
+            Member(self.broker_id, (), self.incarnations, leaving=leaving, store_silent=store_silent)
+        )
 
     async def catch_up(self) -> None:
         self.controller.look()
@@ -251,6 +260,48 @@ def test_the_last_broker_keeps_everything_when_it_leaves() -> None:
         await cluster.settle()
         await alone.say(leaving=True)
         assert loads(await cluster.settle()) == {0: 12, 1: 12}
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("cut_off", [0, 1, 2])
+def test_a_broker_that_the_store_does_not_answer_alone_is_replaced(cut_off: int) -> None:
+    """Leader or not: the others end its logs, share what it owned, and give it its share when it is back."""
+
+    async def scenario(cluster: Cluster) -> None:
+        brokers = [await cluster.add(broker_id) for broker_id in range(3)]
+        await cluster.settle()
+        silent = brokers[cut_off]
+        await silent.say(store_silent=True)
+        del cluster.brokers[cut_off]  # It does nothing meanwhile, be it the leader or not.
+        state = await cluster.settle()
+        assert sorted(loads(state).values()) == [6, 6, 6, 6]
+        assert not any(node // NODES_PER_BROKER == cut_off for node in loads(state))
+        assert unsettled_logs(state) == {}
+        for worker in silent.incarnations:
+            assert not await silent.logs[worker.log_id].check_not_fenced()
+        await silent.controller.close()
+        await silent.coordination.close()
+        await cluster.add(cut_off)
+        assert sorted(loads(await cluster.settle()).values()) == [4] * 6
+
+    run(scenario)
+
+
+def test_a_store_that_answers_nobody_moves_nothing() -> None:
+    """Whoever is not sure of the store itself, or is cut off too, decides nothing; nor while one may have noticed
+    sooner than another."""
+
+    async def scenario(cluster: Cluster) -> None:
+        brokers = [await cluster.add(broker_id) for broker_id in range(3)]
+        before = await cluster.settle()
+        for broker in brokers:
+            broker.store_watch.is_steady = False
+        await brokers[1].say(store_silent=True)
+        assert (await cluster.settle()).version == before.version
+        for broker in brokers:
+            await broker.say(store_silent=True)
+        assert (await cluster.settle()).version == before.version
 
     run(scenario)
 

@@ -322,8 +322,8 @@ def test_a_store_that_broke_under_a_worker_stops_the_broker(tmp_path) -> None:
 
 def test_a_store_that_was_emptied_makes_the_broker_unready(tmp_path, monkeypatch) -> None:
     """That it answers "there is no such object" is no good answer for one that can't be gone."""
-    monkeypatch.setattr("supervisor.supervisor.PROBE_SECONDS", 0.01)
-    monkeypatch.setattr("supervisor.supervisor.STORE_SILENT_SECONDS", 0.2)
+    monkeypatch.setattr("supervisor.store_watch.PROBE_SECONDS", 0.01)
+    monkeypatch.setattr("supervisor.store_watch.SILENT_SECONDS", 0.2)
 
     async def scenario() -> None:
         async with Broker(tmp_path) as broker:
