@@ -8,13 +8,16 @@ of records only their place.
 from __future__ import annotations
 
 import asyncio
+import random
 from typing import Final
 
 import msgspec
 
+from kafscale.clock import Clock
 from kafscale.errors import Corrupt, ObjectExists, ObjectMissing
 from kafscale.security.audit_chain import Link
 from kafscale.storage.keys import Keys, sequence_of
+from kafscale.storage.retrying import PATIENCE_SECONDS, insist
 from kafscale.storage.store import ObjectStore, Purpose
 
 READS_AT_ONCE: Final = 16
@@ -40,13 +43,21 @@ class AnchorConflict(Exception):
 class Anchors:
     """Those of one broker."""
 
-    def __init__(self, store: ObjectStore, keys: Keys, broker_id: int) -> None:
+    def __init__(
+        self, store: ObjectStore, keys: Keys, broker_id: int, clock: Clock, random_source: random.Random
+    ) -> None:
         self._store = store
         self._keys = keys
+        self._clock = clock
+        self._random = random_source
         self._broker_id = broker_id
 
     async def newest(self, least: int = 0) -> Anchor | None:
-        """The one with the highest number, of this number at least. Raises StoreError, Corrupt."""
+        """The one with the highest number, of this number at least. Raises Corrupt, and StoreUnavailable once the store
+        has given no answer for `PATIENCE_SECONDS`."""
+        return await insist(lambda: self._newest(least), self._clock, self._random, PATIENCE_SECONDS)
+
+    async def _newest(self, least: int) -> Anchor | None:
         start_after = self._keys.audit_anchor(self._broker_id, least - 1) if least > 1 else ""
         found = await self._store.list(self._keys.audit_anchors(self._broker_id), Purpose.CLUSTER, start_after)
         return await read_anchor(self._store, found[-1].key) if found else None

@@ -14,6 +14,7 @@ What is given away before it is being loaded is released at once, and never load
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Iterable, Mapping
 from typing import Protocol
 
@@ -144,6 +145,7 @@ class Ownership:
         store: ObjectStore,
         earlier: EarlierLogs,
         clock: Clock,
+        random_source: random.Random,
         cluster: ClusterView,
         log_id: str,
         flusher: Flusher,
@@ -166,6 +168,7 @@ class Ownership:
         self._store = store
         self._earlier = earlier
         self._clock = clock
+        self._random = random_source
         self._cluster = cluster
         self._log_id = log_id
         self._flusher = flusher
@@ -230,6 +233,7 @@ class Ownership:
         loaded = await load_slots(
             self._store,
             self._clock,
+            self._random,
             lists,
             ends,
             lambda topic_id, index: slot_of(topic_id, index, state.slot_count),

@@ -163,7 +163,7 @@ class Worker:
         patience_seconds = settings.slot_release_timeout_ms / 1000
         earlier = EarlierLogs(metered, keys, clock, random_source, configure.log_id, patience_seconds, bugs)
         self.ownership = Ownership(
-            settings, metered, earlier, clock, self.cluster, configure.log_id, self.flusher, self.groups, bugs
+            settings, metered, earlier, clock, random_source, self.cluster, self.log_id, self.flusher, self.groups, bugs
         )
         self.checkpointer = Checkpointer(
             settings, metered, keys, clock, random_source, self.log, self.flusher, self.ownership, bugs

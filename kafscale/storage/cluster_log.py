@@ -13,6 +13,8 @@ from __future__ import annotations
 import asyncio
 import random
 import struct
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 import crc32c
 
@@ -27,6 +29,7 @@ from kafscale.errors import (
 )
 from kafscale.storage.backoff import backoff_seconds
 from kafscale.storage.keys import Keys, sequence_of
+from kafscale.storage.retrying import PATIENCE_SECONDS, insist
 from kafscale.storage.store import ObjectStore, Purpose
 
 FORMAT = 1
@@ -34,11 +37,11 @@ MAGIC = b"KFSC"
 FIRST_VERSION = 1
 # So many reads at once while the newest version is searched for.
 PROBES_AT_ONCE = 16
-# How long a store that gives no answer is asked again before the caller is told.
-PATIENCE_SECONDS = 10.0
 
 _HEAD = struct.Struct(">4sHHQI")
 _CRC = struct.Struct(">I")
+
+_Result = TypeVar("_Result")
 
 
 class ClusterLog:
@@ -92,24 +95,17 @@ class ClusterLog:
         """The payload of `version`, or None if it does not exist. Raises Corrupt on damage, StartError on a newer
         format, StoreUnavailable after `patience_seconds` without an answer."""
         key = self._keys.cluster(version)
-        deadline = self._clock.monotonic() + self._patience_seconds
-        for wait in backoff_seconds(self._random):
-            try:
-                return open_envelope(version, await self._store.get(key, Purpose.CLUSTER), key)
-            except ObjectMissing:
-                return None
-            except (StoreUnavailable, StoreUnclear):
-                if self._clock.monotonic() >= deadline:
-                    raise
-            await self._clock.sleep(wait)
-        raise AssertionError("backoff never ends")
+        try:
+            return open_envelope(version, await self._insist(lambda: self._store.get(key, Purpose.CLUSTER)), key)
+        except ObjectMissing:
+            return None
 
     async def newest(self) -> int:
         """The number of the newest version; 0 if there is none. It rests on keys that exist, and takes some
         logarithm of the number of versions in rounds of `PROBES_AT_ONCE`; one listing of what lies above it, which must
         be nothing, shows whether versions were lost.
 
-        Raises Corrupt where they were, StoreUnavailable.
+        Raises Corrupt where they were, StoreUnavailable once a question has had no answer for `patience_seconds`.
         """
         low, high = 0, None
         while high is None or high - low > 1:
@@ -118,13 +114,14 @@ class ClusterLog:
             else:
                 step = max(1, (high - low) // (PROBES_AT_ONCE + 1))
                 probes = list(range(low + step, high, step))[: PROBES_AT_ONCE + 1]
-            taken = await asyncio.gather(*(self._store.exists(self._keys.cluster(n), Purpose.CLUSTER) for n in probes))
+            taken = await asyncio.gather(*map(self._is_taken, probes))
             for number, is_taken in zip(probes, taken, strict=True):
                 if not is_taken:
                     high = number
                     break
                 low = number
-        above = await self._store.list(self._keys.cluster_prefix, Purpose.CLUSTER, self._keys.cluster(low))
+        found = self._keys.cluster(low)
+        above = await self._insist(lambda: self._store.list(self._keys.cluster_prefix, Purpose.CLUSTER, found))
         expected = low + 1
         for info in above:
             # Written since the search began, by another: then they follow without a gap.
@@ -134,6 +131,12 @@ class ClusterLog:
                 )
             expected += 1
         return expected - 1
+
+    async def _is_taken(self, version: int) -> bool:
+        return await self._insist(lambda: self._store.exists(self._keys.cluster(version), Purpose.CLUSTER))
+
+    async def _insist(self, question: Callable[[], Awaitable[_Result]]) -> _Result:
+        return await insist(question, self._clock, self._random, self._patience_seconds)
 
 
 def seal_envelope(version: int, payload: bytes) -> bytes:

@@ -8,24 +8,26 @@ the high watermark is skipped. There may be much to decode: others run in betwee
 
 from __future__ import annotations
 
+import random
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 
 import msgspec
 
 from kafscale.clock import Clock
-from kafscale.errors import Corrupt, StoreUnavailable, StoreUnclear
+from kafscale.errors import Corrupt
 from kafscale.storage.earlier_logs import Earlier, Lists
 from kafscale.storage.extents import Extent
 from kafscale.storage.log_objects import BatchGroup, LogStart, ManifestPlace
 from kafscale.storage.manifest import SlotManifest, decode_manifest
 from kafscale.storage.partition import EpochStart, PartitionLog
 from kafscale.storage.planted import NO_BUGS, PlantedBugs
+from kafscale.storage.retrying import insist
 from kafscale.storage.store import ObjectStore, Purpose
 from kafscale.storage.takeover import LogEnd
 
 FIRST_EPOCH = 1
-_READ_AGAIN_SECONDS = 0.05
 
 
 class Replayed(msgspec.Struct, frozen=True):
@@ -48,17 +50,19 @@ class LoadedSlot(msgspec.Struct):
 async def load_slots(
     store: ObjectStore,
     clock: Clock,
+    random_source: random.Random,
     earlier: Lists,
     ends: Mapping[str, LogEnd],
     slot_of: Callable[[bytes, int], int],
     bugs: PlantedBugs = NO_BUGS,
 ) -> dict[int, LoadedSlot]:
     """Read every slot of `earlier` (slot → its earlier assignments, oldest first), which are ready: `ends` says how far
-    each log that they name goes (`earlier_logs.py`). Raises Corrupt."""
+    each log that they name goes (`earlier_logs.py`). A store that gives no answer is asked for as long as it takes.
+    Raises Corrupt."""
     chosen: dict[int, tuple[Earlier, ManifestPlace] | None] = {
         slot: _choose(slot, assignments, ends, bugs) for slot, assignments in earlier.items()
     }
-    manifests = await _read_manifests(store, clock, chosen)
+    manifests = await _read_manifests(store, clock, random_source, chosen)
     replays = await _replay(clock, chosen, ends, slot_of)
     loaded = {}
     for slot, choice in chosen.items():
@@ -85,7 +89,10 @@ def _choose(
 
 
 async def _read_manifests(
-    store: ObjectStore, clock: Clock, chosen: Mapping[int, tuple[Earlier, ManifestPlace] | None]
+    store: ObjectStore,
+    clock: Clock,
+    random_source: random.Random,
+    chosen: Mapping[int, tuple[Earlier, ManifestPlace] | None],
 ) -> dict[int, SlotManifest]:
     """The chosen manifests; those that lie in one object come with one GET."""
     by_key: dict[str, list[tuple[int, ManifestPlace]]] = defaultdict(list)
@@ -95,13 +102,9 @@ async def _read_manifests(
     manifests: dict[int, SlotManifest] = {}
     for key, wanted in by_key.items():
         start = min(place.position for _, place in wanted)
-        end = max(place.position + place.length for _, place in wanted)
-        while True:
-            try:
-                data = memoryview(await store.get_range(key, start, end - start, Purpose.RECOVERY))
-                break
-            except (StoreUnavailable, StoreUnclear):
-                await clock.sleep(_READ_AGAIN_SECONDS)
+        length = max(place.position + place.length for _, place in wanted) - start
+        read = partial(store.get_range, key, start, length, Purpose.RECOVERY)
+        data = memoryview(await insist(read, clock, random_source))
         for slot, place in wanted:
             await clock.sleep(0)
             piece = data[place.position - start : place.position - start + place.length]

@@ -1,19 +1,21 @@
-"""Wrappers of any object store that ask again when a read fails: a few times, or until a person would lose patience.
+"""Asking a store again when a read fails: a few times, or until a person would lose patience.
 
-`RetryingStore` does so for consumers and for compaction. Only for these: writes, log ends and checkpoints are tried
-again by those who know what an unclear answer means, and for how long to try. `InsistingStore` is for commands that
-read a bucket and write nothing: it gives up for good after a while, so that they end. Waits are exponential with
-jitter, so that a store that says "slow down" is let alone.
+`insist` is for those who decide, and say themselves for how long. The rest are wrappers of any object store.
+`RetryingStore` asks again for consumers and for compaction, and only for these: writes, log ends and checkpoints are
+tried again by those who know what an unclear answer means. `InsistingStore` is for commands that read a bucket and
+write nothing: it gives up for good after a while, so that they end. Waits are exponential with jitter, so that a store
+that says "slow down" is let alone.
 """
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
 from kafscale.clock import Clock
-from kafscale.errors import StoreFailed, StoreUnavailable
+from kafscale.errors import StoreFailed, StoreUnavailable, StoreUnclear
 from kafscale.storage.backoff import backoff_seconds
 from kafscale.storage.store import Buffer, ObjectInfo, ObjectStore, Purpose
 
@@ -21,8 +23,26 @@ from kafscale.storage.store import Buffer, ObjectInfo, ObjectStore, Purpose
 TRIES = 6
 _RETRIED = frozenset({Purpose.COLD_READ, Purpose.COMPACTION})
 INSISTED_SECONDS = 60.0
+# How long a store that gives no answer is asked again, by whoever decides something, before the caller is told.
+PATIENCE_SECONDS = 10.0
 
 _Result = TypeVar("_Result")
+
+
+async def insist(
+    question: Callable[[], Awaitable[_Result]], clock: Clock, random_source: random.Random, seconds: float = math.inf
+) -> _Result:
+    """What the store says to `question`, which changes nothing. It is asked again while there is no answer, and once
+    `seconds` have gone by the last StoreUnavailable or StoreUnclear is the caller's."""
+    deadline = clock.monotonic() + seconds
+    for wait in backoff_seconds(random_source):
+        try:
+            return await question()
+        except (StoreUnavailable, StoreUnclear):
+            if clock.monotonic() >= deadline:
+                raise
+        await clock.sleep(wait)
+    raise AssertionError("backoff never ends")
 
 
 class RetryingStore:
@@ -112,12 +132,7 @@ class InsistingStore:
         await self._store.close()
 
     async def _ask(self, question: Callable[[], Awaitable[_Result]]) -> _Result:
-        deadline = self._clock.monotonic() + self._seconds
-        for wait in backoff_seconds(self._random):
-            try:
-                return await question()
-            except StoreUnavailable as error:
-                if self._clock.monotonic() >= deadline:
-                    raise StoreFailed(f"no answer for {self._seconds:g} s: {error}") from error
-            await self._clock.sleep(wait)
-        raise AssertionError("backoff never ends")
+        try:
+            return await insist(question, self._clock, self._random, self._seconds)
+        except (StoreUnavailable, StoreUnclear) as error:
+            raise StoreFailed(f"no answer for {self._seconds:g} s: {error}") from error

@@ -17,7 +17,8 @@ import msgspec
 from kafscale.config import Settings
 from kafscale.control import Configure, NodeAddress, PeerReleased
 from kafscale.coordination.cluster import encode_state
-from kafscale.errors import KafscaleError, StoreFailed
+from kafscale.errors import KafscaleError, StoreFailed, StoreUnavailable, StoreUnclear
+from kafscale.storage.retrying import PATIENCE_SECONDS
 from supervisor.background import Background
 from supervisor.control_plane import ControlPlane, Surroundings
 from supervisor.draining import drain_workers
@@ -170,11 +171,15 @@ class SimBroker:
 
     async def _live(self, supervisor: SimSupervisor) -> None:
         name = supervisor.process.name
+        began = self.world.loop.time()
         try:
             drained = await supervisor.run()
             self.world.trace(f"{name} has drained" if drained else f"{name} could not drain in time")
         except KafscaleError as error:
             self.world.trace(f"{name} ends: {error!r}")
+            lasted = self.world.loop.time() - began
+            if isinstance(error, StoreUnavailable | StoreUnclear) and lasted < PATIENCE_SECONDS:
+                self.world.complain(f"{name} ended after {lasted:g} s, too soon to give the store up: {error!r}")
         except Exception as error:  # noqa: BLE001 - whatever it is, it is a defect
             self.world.complain(f"{name} failed: {error!r}")
         self._again_later(supervisor)

@@ -274,7 +274,7 @@ async def load_ready(store: ObjectStore, clock: Clock, lists: Lists, slot_of: An
     """Load all these slots, whose earlier logs are done with them."""
     ready, ends = await earlier_logs(store, clock).ready(lambda: lists, is_waiting=True)
     assert ready == lists
-    return await load_slots(store, clock, ready, ends, slot_of)
+    return await load_slots(store, clock, random.Random(6), ready, ends, slot_of)
 
 
 async def write_checkpoint(

@@ -14,7 +14,7 @@ from kafscale.errors import Corrupt, StartError, StoreUnavailable, StoreUnclear
 from kafscale.storage.cluster_log import ClusterLog, open_envelope, seal_envelope
 from kafscale.storage.keys import Keys
 from kafscale.storage.memory import MemoryStore
-from kafscale.storage.store import Purpose
+from kafscale.storage.store import ObjectInfo, Purpose
 
 KEYS = Keys("ns")
 
@@ -34,12 +34,13 @@ class QuickClock(SystemClock):
 
 
 class MoodyStore(MemoryStore):
-    """Does what `moods` says with each put, in order, then behaves; `deaf` reads and checks fail so often first."""
+    """Does what `moods` says with each put, in order, then behaves; of what is read so many requests fail first as
+    `deaf` says, for each kind of request."""
 
     def __init__(self, moods: list[str] | None = None, deaf: int = 0) -> None:
         super().__init__(QuickClock())
         self.moods = moods or []
-        self.deaf = deaf
+        self.deaf = dict.fromkeys(("get", "exists", "list"), deaf)
         self.calls = 0
 
     async def put_if_absent(self, key, parts, purpose) -> None:
@@ -56,16 +57,21 @@ class MoodyStore(MemoryStore):
         await super().put_if_absent(key, parts, purpose)
 
     async def get(self, key, purpose) -> bytes:
-        self._answer_or_fail()
+        self._answer_or_fail("get")
         return await super().get(key, purpose)
 
     async def exists(self, key, purpose) -> bool:
         self.calls += 1
+        self._answer_or_fail("exists")
         return await super().exists(key, purpose)
 
-    def _answer_or_fail(self) -> None:
-        if self.deaf:
-            self.deaf -= 1
+    async def list(self, prefix, purpose, start_after="") -> list[ObjectInfo]:
+        self._answer_or_fail("list")
+        return await super().list(prefix, purpose, start_after)
+
+    def _answer_or_fail(self, how: str) -> None:
+        if self.deaf[how]:
+            self.deaf[how] -= 1
             raise StoreUnavailable("slow down")
 
 
@@ -151,6 +157,23 @@ def test_the_newest_version_is_found_in_few_rounds(count) -> None:
             await store.put_if_absent(KEYS.cluster(number), [b"x"], Purpose.CLUSTER)
         assert await cluster_log(store).newest() == count
         assert store.calls <= 16 * 6
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("how", ["exists", "list"])
+def test_the_newest_version_is_found_though_the_store_refuses_at_first(how) -> None:
+    """Goal: one 503 does not end a start; a store that goes on refusing is given up in the end."""
+
+    async def scenario() -> None:
+        store = MoodyStore()
+        await cluster_log(store).append(1, b"x")
+        store.deaf[how] = 5
+        assert await cluster_log(store).newest() == 1
+        assert store.deaf[how] == 0
+        store.deaf[how] = 10**6
+        with pytest.raises(StoreUnavailable):
+            await cluster_log(store).newest()
 
     asyncio.run(scenario())
 

@@ -251,3 +251,19 @@ def test_a_store_that_is_away_for_a_while_is_waited_for():
         assert await line.store.inner.exists(KEYS.log(line.writer.log_id, 0), Purpose.RECOVERY)
 
     run(main())
+
+
+def test_a_store_that_is_away_for_long_is_asked_ever_less_often():
+    """Goal: whoever takes over does not add to the load of a store that says "slow down"."""
+
+    async def main() -> None:
+        line = await with_data()
+        await line.end()
+        manifests = await line.store.keys(KEYS.manifest_prefix)
+        for key in manifests:
+            line.store.read_errors[key] = [StoreUnavailable("slow down")] * 12
+        began = line.clock.monotonic()
+        await line.load(2)
+        assert manifests and line.clock.monotonic() - began > 5
+
+    run(main())

@@ -19,12 +19,13 @@ import pytest
 from kafscale.clock import SystemClock
 from kafscale.config import Settings
 from kafscale.control import AuditBatch
-from kafscale.errors import StartError
+from kafscale.errors import StartError, StoreUnavailable
 from kafscale.security.audit_chain import START, Chain, Link, read_record
 from kafscale.security.audit_event import AuditEvent, Kind, Origin, body_of, encode_events
 from kafscale.security.audit_verification import ChainReport, Line, verify_lines
 from kafscale.storage.keys import Keys
 from kafscale.storage.memory import MemoryStore
+from kafscale.storage.store import ObjectInfo, Purpose
 from kafscale.storage.threads import Threads
 from supervisor import cli
 from supervisor.audit import AuditLog
@@ -247,7 +248,7 @@ class Rig:
         self.failures: list[BaseException] = []
         made = Settings(audit_log="file", **{"audit_anchor_interval_ms": 100_000} | settings)
         self.log = AuditLog(made, SystemClock(), self.failures.append, self.sink)
-        self.anchors = Anchors(self.store, KEYS, 0)
+        self.anchors = Anchors(self.store, KEYS, 0, SystemClock(), random.Random(1))
         self.worker: Any = SpokenTo()
         self.numbers = itertools.count(1)
 
@@ -342,6 +343,38 @@ def test_the_newest_record_is_anchored() -> None:
             rig.event("e")
         assert rig.sink.actions() == ["Leave a gap", "e"]
         assert orjson.loads(rig.sink.lines[0])["gap"]["first"] == 3
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("how", ["list", "get"])
+def test_a_store_that_refuses_at_first_does_not_end_the_start(how: str) -> None:
+    """Goal: the newest anchor is asked for again, so that the chain goes on from it all the same."""
+
+    class Refusing(MemoryStore):
+        refusals = 0
+
+        async def list(self, prefix: str, purpose: Purpose, start_after: str = "") -> list[ObjectInfo]:
+            self._refuse("list")
+            return await super().list(prefix, purpose, start_after)
+
+        async def get(self, key: str, purpose: Purpose) -> bytes:
+            self._refuse("get")
+            return await super().get(key, purpose)
+
+        def _refuse(self, asked: str) -> None:
+            if asked == how and self.refusals:
+                self.refusals -= 1
+                raise StoreUnavailable("503 SlowDown")
+
+    async def scenario() -> None:
+        store = Refusing(SystemClock())
+        async with Rig(store=store) as rig:
+            rig.event("a")
+        store.refusals = 3
+        async with Rig(store=store) as rig:
+            rig.event("b")
+        assert store.refusals == 0 and rig.sink.actions() == ["Leave a gap", "b"]
 
     run(scenario())
 
