@@ -6,17 +6,24 @@ in the log, which names the manifests of all, and what was released. What must a
 least everything below the covered sequence and nothing that is not durable; objects are deleted only when a counting
 checkpoint listed them as given up and a later checkpoint counts too (see `storage/takeover.py` on why); a slot is
 released only when everything that was appended for it is durable and in its manifest.
+
+What the store refuses to delete is given up again and so tried again, up to `REFUSED_KEPT_MAX` objects: a policy that
+forbids deletion must not make every checkpoint longer. What is beyond stays until this log has ended, which it does
+with the worker's life or the broker's: of a live log nobody else deletes anything, of an ended one the sweep takes all
+that no manifest names. Until then `kafscale verify` calls it unreferenced.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 from collections.abc import Iterable, Mapping
 
 from kafscale.clock import Clock
 from kafscale.config import Settings
 from kafscale.errors import ObjectExists, StoreUnavailable, StoreUnclear
+from kafscale.logs import RateLimited
 from kafscale.storage.backoff import backoff_seconds
 from kafscale.storage.flush import Flush
 from kafscale.storage.flusher import Flusher
@@ -29,8 +36,13 @@ from kafscale.storage.store import Buffer, ObjectStore, Purpose
 from kafscale.storage.worker_log import WorkerLog
 from workers.ownership import OwnedSlot, Ownership
 
+log = logging.getLogger(__name__)
+
 # How many keys one DELETE names at most.
 DELETE_BATCH = 1000
+# Of objects that could not be deleted: some 400 KB of a checkpoint.
+REFUSED_KEPT_MAX = 4 * DELETE_BATCH
+COMPLAINT_INTERVAL_SECONDS = 60.0
 
 
 class Checkpointer:
@@ -70,6 +82,7 @@ class Checkpointer:
         # Objects of our log that no extent refers to; and such as lay above the covered sequence the last time.
         self._stateless: list[str] = []
         self._held_back: list[str] = []
+        self._complaints = RateLimited(clock, COMPLAINT_INTERVAL_SECONDS)
 
     def flushed(self, flush: Flush) -> None:
         """Count a durable flush towards the next checkpoint."""
@@ -236,9 +249,19 @@ class Checkpointer:
         for start in range(0, len(keys), DELETE_BATCH):
             try:
                 await self._store.delete(keys[start : start + DELETE_BATCH], Purpose.SWEEP)
-            except (StoreUnavailable, StoreUnclear):
-                # Given up once more, and so tried again. Should this log end before, the sweep takes it.
-                self._held_back += keys[start:]
+            except (StoreUnavailable, StoreUnclear) as error:
+                refused = keys[start:]
+                kept = refused[: max(0, REFUSED_KEPT_MAX - len(self._held_back))]
+                self._held_back += kept
+                self._complaints.log(
+                    log,
+                    logging.WARNING,
+                    "the store does not delete what is no longer needed, and is asked again: if it refuses for long,"
+                    " allow this broker to delete (s3:DeleteObject), or the bucket only grows",
+                    cause=str(error),
+                    objects=len(refused),
+                    left_to_the_sweep=len(refused) - len(kept),
+                )
                 return
 
 

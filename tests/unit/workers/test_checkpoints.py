@@ -5,6 +5,8 @@ what nobody will ever need.
 from __future__ import annotations
 
 import asyncio
+import random
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given, settings
@@ -13,11 +15,14 @@ from hypothesis import strategies as st
 from kafscale.errors import StoreUnavailable, StoreUnclear
 from kafscale.storage.keys import sequence_of, writer_of
 from kafscale.storage.log_objects import Checkpoint
-from kafscale.storage.takeover import LogReader
+from kafscale.storage.store import Purpose
+from kafscale.storage.sweep import LogsInUse, sweep
+from kafscale.storage.takeover import LogReader, seal_log
 from kafscale.storage.worker_log import MAX_IN_FLIGHT
 from tests.unit.storage.rig import Put
-from tests.unit.workers.whole_worker import WholeWorker, batch_of, run
+from tests.unit.workers.whole_worker import HeldStore, WholeWorker, batch_of, run
 from tests.unit.workers.worker_life import QUICK, STEP, Life
+from workers import checkpoints as checkpoints_module
 
 
 @settings(deadline=None, max_examples=40)
@@ -127,6 +132,48 @@ def test_what_could_not_be_deleted_is_given_up_again() -> None:
                 assert not refused & set(node.store.deleted)
         assert refused and refused <= set(node.store.deleted)
         node.stop()
+
+    run(main())
+
+
+def test_a_store_that_never_deletes_makes_no_checkpoint_longer_and_longer(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is refused is named again up to a bound, and a warning says what to do. The rest is the sweep's, which finds
+    all of it once the log has ended."""
+    monkeypatch.setattr(checkpoints_module, "REFUSED_KEPT_MAX", 40)
+
+    class NeverDeletes(HeldStore):
+        refuses = True
+
+        async def delete(self, keys: Sequence[str], purpose: Purpose) -> None:
+            if self.refuses:
+                raise StoreUnavailable("1 of 1 objects could not be deleted: AccessDenied")
+            await super().delete(keys, purpose)
+
+    async def main() -> None:
+        store = NeverDeletes()
+        node = await WholeWorker(store=store).start()
+        named = []
+        for round_number in range(30):
+            unneeded = [node.keys.manifest(node.log_id, 1000 + 10 * round_number + number) for number in range(10)]
+            for key in unneeded:
+                await store.inner.put_if_absent(key, [b"x"], Purpose.CHECKPOINT)
+            node.worker.ownership.references.unreferenced += unneeded
+            await node.checkpoint()
+            named.append(len((await checkpoints(node))[node.worker.log.checkpoint_sequence].given_up))
+        assert 40 <= max(named[10:20]) == max(named[20:]) < 60
+        (warning,) = [record for record in caplog.records if record.name == "workers.checkpoints"]
+        assert "s3:DeleteObject" in warning.getMessage() and "AccessDenied" in warning.cause  # type: ignore[attr-defined]
+        node.stop()
+        store.refuses = False
+        await seal_log(store, node.keys, node.log_id, node.clock, random.Random(1), "test", "test")
+
+        async def nothing_in_use() -> LogsInUse:
+            return LogsInUse(live=(), listed=(), owners={})
+
+        swept = await sweep(store, node.keys, node.clock, random.Random(1), nothing_in_use, 0)
+        assert swept.refused is None and not await store.keys(node.keys.manifest_prefix)
 
     run(main())
 
