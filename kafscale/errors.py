@@ -67,6 +67,15 @@ class StoreUnavailable(StoreError):
     """The store refused for now; nothing was applied. Back off and try again."""
 
 
+class StoreRefused(StoreUnavailable):
+    """The store refused, nothing was applied, and it will go on refusing until a person mends something: credentials,
+    a policy, the name of the bucket. A broker that runs may well wait for that; a command need not."""
+
+
+class StoreIncapable(StoreRefused):
+    """The store does not know how to do what was asked (501 NotImplemented), and won't learn it."""
+
+
 class StoreUnclear(StoreError):
     """The store gave no clear answer: the write may or may not have been applied. Read back."""
 

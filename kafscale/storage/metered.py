@@ -5,12 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kafscale.clock import Clock
-from kafscale.errors import ObjectExists, ObjectMissing, StoreError, StoreUnavailable, StoreUnclear
+from kafscale.errors import (
+    ObjectExists,
+    ObjectMissing,
+    StoreError,
+    StoreIncapable,
+    StoreRefused,
+    StoreUnavailable,
+    StoreUnclear,
+)
 from kafscale.metrics import STORE_BYTES, STORE_DELETED, STORE_ERRORS, STORE_OPERATIONS, STORE_PUT_LATENCY
 from kafscale.storage.store import Buffer, ObjectInfo, ObjectStore, Purpose
 
 _ERROR_NAMES = {
     StoreUnavailable: "unavailable",
+    StoreRefused: "unavailable",
+    StoreIncapable: "unavailable",
     StoreUnclear: "unclear",
     ObjectExists: "exists",
     ObjectMissing: "missing",

@@ -1,36 +1,46 @@
 """Whether an object store keeps the promise that everything rests on: of many who create a key, one wins.
 
 Asked once, when a broker starts, with creates that run beside each other: a store that ignores the condition lets all
-of them win, and one that checks it without care more than one. Also that what was written is read back and listed at
-once. Leaves nothing behind but, where the store fails in between, an object below `{namespace}/probe/`.
+of them win, one that checks it without care more than one, and one that does not know it may refuse them all. Also that
+what was written is read back and listed at once. Leaves nothing behind but, where the store fails in between or does
+not delete, which is warned of, an object below `{namespace}/probe/`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import secrets
 
 from kafscale.clock import Clock
-from kafscale.errors import ObjectExists, StartError, StoreError, StoreUnavailable, StoreUnclear
+from kafscale.errors import ObjectExists, StartError, StoreError, StoreIncapable, StoreUnavailable, StoreUnclear
 from kafscale.storage.backoff import backoff_seconds
 from kafscale.storage.keys import Keys
 from kafscale.storage.store import ObjectStore, Purpose
 
+log = logging.getLogger(__name__)
+
 RACERS = 12
 ROUNDS = 2
 PATIENCE_SECONDS = 15.0
+_USE_ANOTHER = (
+    "it does not honour If-None-Match, and two brokers could write one log. Use a store that does (S3, R2, MinIO, Ceph,"
+    " Tigris); with one broker and never a second, s3_unsafe_unconditional_puts does without"
+)
 
 
 async def prove_conditional_puts(store: ObjectStore, keys: Keys, clock: Clock, random_source: random.Random) -> None:
-    """Raises StartError, with what the store answered, where it breaks the promise, refuses, or gives no answer for
-    `PATIENCE_SECONDS`."""
+    """Raises StartError, with what the store answered, where it breaks the promise or does not know the condition, and
+    where it refuses or gives no answer for `PATIENCE_SECONDS`."""
     deadline = clock.monotonic() + PATIENCE_SECONDS
     for wait in backoff_seconds(random_source):
         try:
             for _ in range(ROUNDS):
                 await _race(store, keys)
             return
+        except StoreIncapable as error:
+            raise StartError(f"the object store does not do what a broker needs: {error}; {_USE_ANOTHER}") from error
         except (StoreUnavailable, StoreUnclear) as error:
             if clock.monotonic() >= deadline:
                 raise StartError(
@@ -57,15 +67,22 @@ async def _race(store: ObjectStore, keys: Keys) -> None:
         if len(won) != 1:
             raise StartError(
                 f"{len(won)} of {RACERS} concurrent creates of one key ({key}) were answered with success by the object"
-                " store, where one must be and all others refused with 412: it does not honour If-None-Match, and two"
-                " brokers could write one log. Use a store that does (S3, R2, MinIO, Ceph, Tigris)"
+                f" store, where one must be and all others refused with 412: {_USE_ANOTHER}"
             )
         if await store.get(key, Purpose.CLUSTER) != won[0]:
             raise StartError(f"the object store acknowledged the create of {key} and holds other bytes")
         if [info.key for info in await store.list(key, Purpose.CLUSTER)] != [key]:
             raise StartError(f"the object store's listing lacks {key}, which was just written: it is not consistent")
     finally:
-        try:
-            await store.delete([key], Purpose.CLUSTER)
-        except StoreError:
-            pass
+        await _clean_up(store, key)
+
+
+async def _clean_up(store: ObjectStore, key: str) -> None:
+    try:
+        await store.delete([key], Purpose.CLUSTER)
+    except StoreError as error:
+        log.warning(
+            "the object store did not delete what a test of it had written: if it never deletes, what is no longer"
+            " needed stays in the bucket; allow this broker to delete (s3:DeleteObject)",
+            extra={"key": key, "cause": str(error)},
+        )

@@ -41,7 +41,15 @@ from botocore.exceptions import (
 )
 from crc32c import crc32c
 
-from kafscale.errors import ObjectExists, ObjectMissing, StoreError, StoreUnavailable, StoreUnclear
+from kafscale.errors import (
+    ObjectExists,
+    ObjectMissing,
+    StoreError,
+    StoreIncapable,
+    StoreRefused,
+    StoreUnavailable,
+    StoreUnclear,
+)
 from kafscale.storage.keys import check_key
 from kafscale.storage.store import Buffer, ObjectInfo, Purpose
 
@@ -53,9 +61,10 @@ _URGENT = frozenset({Purpose.FLUSH, Purpose.CHECKPOINT, Purpose.CLUSTER, Purpose
 _NOT_SENT = (ConnectTimeoutError, ProxyConnectionError, SSLError)
 _MISSING = "NoSuchKey"
 # With these nothing was applied, whatever the status.
-_REFUSALS = frozenset(
-    {"NoSuchBucket", "SlowDown", "Throttling", "ThrottlingException", "TooManyRequests", "RequestLimitExceeded"}
-)
+_REFUSALS = frozenset({"SlowDown", "Throttling", "ThrottlingException", "TooManyRequests", "RequestLimitExceeded"})
+# What a person must mend, by the status and by the code.
+_FORBIDDEN = frozenset({301, 401, 403})
+_HOPELESS = frozenset({"NoSuchBucket", "ExpiredToken", "InvalidToken", "AuthorizationHeaderMalformed"})
 
 
 class S3Target(msgspec.Struct, frozen=True, kw_only=True):
@@ -274,6 +283,10 @@ class S3Store:
         if is_write and (status == 412 or code == "PreconditionFailed"):
             return ObjectExists(f"the key is taken ({what})")
         message = f"{self} refused to {what}: {status} {error}"
+        if status == 501 and code == "NotImplemented":
+            return StoreIncapable(message)
+        if status in _FORBIDDEN or code in _HOPELESS:
+            return StoreRefused(message)
         if is_write and code not in _REFUSALS and (status >= 500 or status in (404, 409)):
             # 409: a conditional request that ran beside another one. Either may have won.
             # 404: no answer of S3's to a put.

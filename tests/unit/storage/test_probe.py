@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from kafscale.clock import SystemClock
-from kafscale.errors import StartError, StoreUnclear
+from kafscale.errors import StartError, StoreUnavailable, StoreUnclear
 from kafscale.storage.keys import Keys
 from kafscale.storage.memory import MemoryStore
 from kafscale.storage.probe import prove_conditional_puts
@@ -63,6 +63,48 @@ def test_creates_that_met_each_other_are_no_proof_against_a_store() -> None:
             await super().put_if_absent(key, parts, purpose)
 
     prove(Conflicts(SystemClock()))
+
+
+def test_a_store_that_does_not_know_the_condition_is_refused_at_once() -> None:
+    """Goal: a 501 is told with what the store answered and what can be done, and not waited for."""
+
+    class Frozen(SystemClock):
+        async def sleep(self, seconds: float) -> None:
+            raise AssertionError("asked again")
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        body = b"<Error><Code>NotImplemented</Code><Message>A header implies functionality</Message></Error>"
+        if found := re.search(rb"(?i)content-length: (\d+)", head):
+            await reader.readexactly(int(found.group(1)))
+        code = b"501 Not Implemented" if b"if-none-match" in head.lower() else b"204 No Content"
+        body = body if code.startswith(b"501") else b""
+        writer.write(b"HTTP/1.1 %s\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%s" % (code, len(body), body))
+        await writer.drain()
+        writer.close()
+
+    async def scenario() -> None:
+        listening = await asyncio.start_server(answer, "127.0.0.1", 0)
+        store = _store(f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}", "bucket")
+        expected = r"501 .*NotImplemented.*A header implies.* s3_unsafe_unconditional_puts"
+        with pytest.raises(StartError, match=expected):
+            await prove_conditional_puts(store, Keys("ns"), Frozen(), random.Random(1))
+        await store.close()
+        listening.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_store_that_does_not_delete_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    """Goal: a policy without s3:DeleteObject is told of at the start, not by the bill."""
+
+    class Keeps(MemoryStore):
+        async def delete(self, keys: Sequence[str], purpose: Purpose) -> None:
+            raise StoreUnavailable("1 of 1 objects could not be deleted: AccessDenied")
+
+    asyncio.run(prove_conditional_puts(Keeps(SystemClock()), Keys("ns"), SystemClock(), random.Random(1)))
+    warning = caplog.records[0]
+    assert "s3:DeleteObject" in warning.getMessage() and "AccessDenied" in warning.cause  # type: ignore[attr-defined]
 
 
 def test_a_bucket_that_is_not_there_is_named() -> None:

@@ -15,7 +15,15 @@ from pathlib import Path
 import pytest
 from crc32c import crc32c
 
-from kafscale.errors import ObjectExists, ObjectMissing, StoreError, StoreUnavailable, StoreUnclear
+from kafscale.errors import (
+    ObjectExists,
+    ObjectMissing,
+    StoreError,
+    StoreIncapable,
+    StoreRefused,
+    StoreUnavailable,
+    StoreUnclear,
+)
 from kafscale.storage.s3 import S3Store, S3Target
 from kafscale.storage.store import ObjectStore, Purpose
 
@@ -137,8 +145,10 @@ def put(store: ObjectStore) -> Awaitable[None]:
         (status(502, ""), StoreUnclear),
         (status(503, "SlowDown"), StoreUnavailable),
         (status(429, "TooManyRequests"), StoreUnavailable),
-        (status(403, "AccessDenied"), StoreUnavailable),
-        (status(404, "NoSuchBucket"), StoreUnavailable),
+        (status(403, "AccessDenied"), StoreRefused),
+        (status(404, "NoSuchBucket"), StoreRefused),
+        (status(501, "NotImplemented"), StoreIncapable),
+        (status(501, body=PAGE), StoreUnclear),
         (status(404, "NoSuchKey"), StoreUnclear),
         (status(404, body=b""), StoreUnclear),
         (status(404, body=PAGE), StoreUnclear),
@@ -160,13 +170,13 @@ def test_what_a_put_that_failed_means(respond: Respond, expected: type[StoreErro
     ("respond", "expected"),
     [
         (status(404, "NoSuchKey"), ObjectMissing),
-        (status(404, "NoSuchBucket"), StoreUnavailable),
+        (status(404, "NoSuchBucket"), StoreRefused),
         (status(404, body=b""), StoreUnavailable),
         (status(404, body=b"not found"), StoreUnavailable),
         (status(404, body=PAGE), StoreUnavailable),
         (raw(CHUNKED, is_over=True), StoreUnavailable),
         (raw(b"HTTP/1.1 200 OK\r\n\r\nhalf.", is_over=True), StoreUnavailable),
-        (status(403, "AccessDenied"), StoreUnavailable),
+        (status(403, "AccessDenied"), StoreRefused),
         (status(500, "InternalError"), StoreUnavailable),
         (status(503, "SlowDown"), StoreUnavailable),
         (reset, StoreUnavailable),
@@ -189,7 +199,7 @@ def test_what_a_read_that_failed_means(respond: Respond, expected: type[StoreErr
         (status(200, body=b"x"), True),
         (status(206, body=b"x", more="content-range: bytes 0-0/9\r\n"), True),
         (status(416, "InvalidRange"), True),  # an empty object
-        (status(404, "NoSuchBucket"), StoreUnavailable),
+        (status(404, "NoSuchBucket"), StoreRefused),
         (status(404, body=b""), StoreUnavailable),
         (status(404, body=PAGE), StoreUnavailable),
     ],
