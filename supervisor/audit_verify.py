@@ -25,11 +25,11 @@ from kafscale.errors import StartError, UsageError
 from kafscale.security.audit_chain import LINE_BYTES_MAX, Link, read_record
 from kafscale.security.audit_verification import ChainReport, Line, verify_lines
 from kafscale.storage.keys import Keys
-from kafscale.storage.opening import open_store
-from kafscale.storage.retrying import InsistingStore
 from supervisor.audit_anchors import anchors_of_all
 from supervisor.audit_file import rotated_files
 from supervisor.audit_sinks import FILE_NAME
+from supervisor.progress import Progress
+from supervisor.read_store import open_for_reading
 
 STDIN: Final = "-"
 _RECORD_START: Final = b'{"seq":'
@@ -89,7 +89,7 @@ def _paths(settings: Settings) -> list[str]:
 
 async def _anchors(settings: Settings) -> dict[str, list[Link]]:
     clock, source = SystemClock(), random.Random()  # nosec B311
-    store = InsistingStore(open_store(settings, clock, source), clock, source)
+    store = open_for_reading(settings, clock, source, Progress(clock))
     try:
         found: dict[str, list[Link]] = {}
         for anchor in await anchors_of_all(store, Keys(settings.cluster_namespace)):

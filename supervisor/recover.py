@@ -28,15 +28,14 @@ from kafscale.protocol.records import iterate_records
 from kafscale.storage.cluster_log import ClusterLog
 from kafscale.storage.keys import Keys
 from kafscale.storage.lookups import batches_from
-from kafscale.storage.opening import open_store
 from kafscale.storage.reads import ColdReader
-from kafscale.storage.retrying import InsistingStore
 from kafscale.storage.store import ObjectStore
 from kafscale.storage.takeover import LogReader
 from kafscale.terminal import escaped
 from supervisor.bucket_reader import BucketReader, Contents, LoadedPartition
 from supervisor.cluster_history import load_state
 from supervisor.progress import Progress
+from supervisor.read_store import open_for_reading
 from supervisor.verify_report import as_text
 
 SHOWN = 1000
@@ -62,8 +61,8 @@ def run(settings: Settings) -> int:
 
 async def _run(settings: Settings) -> int:
     clock, source = SystemClock(), random.Random()  # nosec B311
-    store = InsistingStore(open_store(settings, clock, source), clock, source)
     progress = Progress(clock)
+    store = open_for_reading(settings, clock, source, progress)
     try:
         keys = Keys(settings.cluster_namespace)
         cluster_log = ClusterLog(store, keys, clock, source)

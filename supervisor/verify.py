@@ -27,9 +27,7 @@ from kafscale.errors import Corrupt, ObjectMissing, StartError
 from kafscale.storage.cluster_log import FIRST_VERSION, ClusterLog
 from kafscale.storage.ended_logs import decode_ended
 from kafscale.storage.keys import Keys, index_of, sequence_of, writer_of
-from kafscale.storage.opening import open_store
 from kafscale.storage.partition import EpochStart
-from kafscale.storage.retrying import InsistingStore
 from kafscale.storage.store import ObjectInfo, ObjectStore, Purpose
 from kafscale.storage.takeover import LogReader, find_end
 from kafscale.storage.verification import Wrong, check_index, check_object, expected_row, least_size, ranges_of
@@ -38,6 +36,7 @@ from supervisor.audit_anchors import read_anchor
 from supervisor.bucket_reader import BucketReader, Contents, Finding, LoadedPartition
 from supervisor.cluster_history import load_state
 from supervisor.progress import Progress
+from supervisor.read_store import open_for_reading
 from supervisor.unnamed import RANKS, Ages, Judge, LogSeal, Why, wrong_with
 from supervisor.verify_report import Report, as_json, as_text
 
@@ -79,8 +78,8 @@ def run(settings: Settings, options: Options) -> int:
 
 async def _run(settings: Settings, options: Options) -> int:
     clock, source = SystemClock(), random.Random()  # nosec B311
-    store = InsistingStore(open_store(settings, clock, source), clock, source)
     progress = Progress(clock)
+    store = open_for_reading(settings, clock, source, progress)
 
     def write(line: str) -> None:
         progress.clear()

@@ -3,8 +3,8 @@
 `insist` is for those who decide, and say themselves for how long. The rest are wrappers of any object store.
 `RetryingStore` asks again for consumers and for compaction, and only for these: writes, log ends and checkpoints are
 tried again by those who know what an unclear answer means. `InsistingStore` is for commands that read a bucket and
-write nothing: it gives up for good after a while, so that they end. Waits are exponential with jitter, so that a store
-that says "slow down" is let alone.
+write nothing: it gives up for good after a while, and at once where a person must mend something, so that they end.
+Waits are exponential with jitter, so that a store that says "slow down" is let alone.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
 from kafscale.clock import Clock
-from kafscale.errors import StoreFailed, StoreUnavailable, StoreUnclear
+from kafscale.errors import StoreError, StoreFailed, StoreRefused, StoreUnavailable, StoreUnclear
 from kafscale.storage.backoff import backoff_seconds
 from kafscale.storage.store import Buffer, ObjectInfo, ObjectStore, Purpose
 
@@ -94,14 +94,21 @@ class RetryingStore:
 
 
 class InsistingStore:
-    """`store`, only read, each question repeated for up to `seconds`; then StoreFailed, which nobody repeats."""
+    """`store`, only read, each question repeated for up to `seconds`; then StoreFailed, which nobody repeats. A refusal
+    that stays until a person mends something is that at once. `waiting` is told why a question must be repeated."""
 
     def __init__(
-        self, store: ObjectStore, clock: Clock, random_source: random.Random, seconds: float = INSISTED_SECONDS
+        self,
+        store: ObjectStore,
+        clock: Clock,
+        random_source: random.Random,
+        waiting: Callable[[StoreError], None],
+        seconds: float = INSISTED_SECONDS,
     ) -> None:
         self._store = store
         self._clock = clock
         self._random = random_source
+        self._waiting = waiting
         self._seconds = seconds
 
     def __str__(self) -> str:
@@ -132,7 +139,16 @@ class InsistingStore:
         await self._store.close()
 
     async def _ask(self, question: Callable[[], Awaitable[_Result]]) -> _Result:
+        async def once() -> _Result:
+            try:
+                return await question()
+            except StoreRefused as error:
+                raise StoreFailed(f"{error}; check the bucket, the credentials and what they allow") from error
+            except (StoreUnavailable, StoreUnclear) as error:
+                self._waiting(error)
+                raise
+
         try:
-            return await insist(question, self._clock, self._random, self._seconds)
+            return await insist(once, self._clock, self._random, self._seconds)
         except (StoreUnavailable, StoreUnclear) as error:
             raise StoreFailed(f"no answer for {self._seconds:g} s: {error}") from error
