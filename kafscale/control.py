@@ -209,7 +209,7 @@ class CommandRequest(msgspec.Struct, frozen=True, tag=True):
     commands: bytes
 
 
-class Fenced(msgspec.Struct, frozen=True, tag=True):
+class WorkerFenced(msgspec.Struct, frozen=True, tag=True):
     """To the supervisor: this incarnation met a seal in its log and stops."""
 
     reason: str
@@ -269,7 +269,16 @@ ToWorker = (
     | PeerReleased
 )
 ToSupervisor = (
-    Pong | Serving | CommandRequest | Fenced | StoreBroken | Released | KeysWanted | AclsInForce | AuditBatch | Drained
+    Pong
+    | Serving
+    | CommandRequest
+    | WorkerFenced
+    | StoreBroken
+    | Released
+    | KeysWanted
+    | AclsInForce
+    | AuditBatch
+    | Drained
 )
 
 _encoder = msgspec.msgpack.Encoder()

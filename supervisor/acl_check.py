@@ -19,7 +19,7 @@ from kafscale.config import Settings
 from kafscale.errors import UsageError
 from kafscale.protocol.acls import AclBinding
 from kafscale.security.acl_rules import RuleSet, parse_super_users
-from kafscale.security.acl_sources import DocumentSource, Loaded, load_document
+from kafscale.security.acl_sources import DocumentSource, LoadedDocument, load_document
 from kafscale.security.explanations import Explanation
 from kafscale.security.questions import USER, ask, is_action
 from kafscale.security.snapshot import Snapshot
@@ -129,7 +129,7 @@ def _password(source: TextIO) -> str:
         raise UsageError("the password is not UTF-8") from None
 
 
-def _snapshot(settings: Settings, document: Loaded, bindings: Sequence[AclBinding] | None) -> Snapshot:
+def _snapshot(settings: Settings, document: LoadedDocument, bindings: Sequence[AclBinding] | None) -> Snapshot:
     has_kafka = settings.are_kafka_acls_on or bindings is not None
     rules = RuleSet(
         document=document.document,
@@ -142,7 +142,7 @@ def _snapshot(settings: Settings, document: Loaded, bindings: Sequence[AclBindin
     return Snapshot(compile_snapshot(rules, 1))
 
 
-def _notes(settings: Settings, document: Loaded, bindings: Sequence[AclBinding] | None) -> list[str]:
+def _notes(settings: Settings, document: LoadedDocument, bindings: Sequence[AclBinding] | None) -> list[str]:
     notes = []
     if document.problem:
         effect = "it has no say, as acl_fail_open asks for" if document.failed_open else "nothing is allowed"
@@ -154,7 +154,7 @@ def _notes(settings: Settings, document: Loaded, bindings: Sequence[AclBinding] 
     return notes
 
 
-def _likely_mistakes(principal: str, action: str, document: Loaded) -> Iterator[str]:
+def _likely_mistakes(principal: str, action: str, document: LoadedDocument) -> Iterator[str]:
     """KafScale's words are taken literally, and there a client's name has no type before it."""
     name = principal.removeprefix(USER)
     if document.document is None or name == principal or not is_action(action):

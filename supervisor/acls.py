@@ -23,7 +23,7 @@ from kafscale.coordination.cluster import ClusterState
 from kafscale.logs import RateLimited
 from kafscale.protocol.acls import AclBinding
 from kafscale.security.acl_rules import RuleSet, parse_super_users
-from kafscale.security.acl_sources import DocumentSource, Loaded, read_document, understand_document
+from kafscale.security.acl_sources import DocumentSource, LoadedDocument, read_document, understand_document
 from kafscale.security.sealed_memory import open_sealed, seal
 from kafscale.security.snapshot_compiler import compile_snapshot
 from kafscale.storage.threads import Threads
@@ -97,7 +97,7 @@ class Acls:
         )
         self._super_users = parse_super_users(settings.super_users or "")
         self.posts: Sequence[Post] = ()
-        self._document = Loaded(None)
+        self._document = LoadedDocument(None)
         self._problem = ""
         self._stamp: Stamp | None = None
         self._is_settled = True
@@ -141,7 +141,7 @@ class Acls:
         if not self.is_on:
             return
         found = await self._threads.call(lambda: self._read_if_changed(asked=True))
-        self._document = found or Loaded(None)
+        self._document = found or LoadedDocument(None)
         self._tell_of_document(self._document)
         self.heard_of(state)
         self._woken.clear()
@@ -205,7 +205,7 @@ class Acls:
         self._document = found
         return True
 
-    def _read_if_changed(self, asked: bool) -> Loaded | None:
+    def _read_if_changed(self, asked: bool) -> LoadedDocument | None:
         """In a thread: the document, if it is another than the last one that was read, good or bad."""
         stamp = None if self._source.file is None else _stamp_of(self._source.file)
         if not asked and self._is_settled and stamp == self._stamp:
@@ -222,7 +222,7 @@ class Acls:
         with _UninterruptedByCollections():
             return understand_document(self._source, text)
 
-    def _tell_of_document(self, loaded: Loaded) -> None:
+    def _tell_of_document(self, loaded: LoadedDocument) -> None:
         if loaded.problem and loaded.failed_open:
             message = "the ACL document can't be read and has no say, since acl_fail_open is set"
         elif loaded.problem:

@@ -24,7 +24,7 @@ from kafscale.config.listeners import listeners_of
 from kafscale.control import AuditBatch, AuditWritten
 from kafscale.errors import Corrupt, StoreError
 from kafscale.logs import RateLimited
-from kafscale.security.audit_chain import Chain, Link
+from kafscale.security.audit_chain import Chain, ChainLink
 from kafscale.security.audit_event import AuditEvent, Kind, Origin, Severity, body_of, decode_events
 from kafscale.storage.threads import Threads
 from supervisor.audit_anchors import Anchor, AnchorConflict, Anchors
@@ -89,7 +89,7 @@ class AuditLog:
         self._origin = Origin("", settings.broker_id)
         self._chain: Chain | None = None
         self._anchors: Anchors | None = None
-        self._anchored = Link(0, "")
+        self._anchored = ChainLink(0, "")
         self._anchor_due_at = 0.0
         self._records = 0
         self._lost = 0
@@ -171,7 +171,7 @@ class AuditLog:
             log.critical("writing the audit log failed", exc_info=error)
             self._fail(error)
 
-    def _compare(self, anchored: Link, last: Link) -> None:
+    def _compare(self, anchored: ChainLink, last: ChainLink) -> None:
         if anchored.hash != last.hash:
             self._complain(f"the last record is not record {anchored.sequence}, which was anchored")
 

@@ -15,7 +15,7 @@ import msgspec
 
 from kafscale.clock import Clock
 from kafscale.errors import Corrupt, ObjectExists, ObjectMissing
-from kafscale.security.audit_chain import Link
+from kafscale.security.audit_chain import ChainLink
 from kafscale.storage.keys import Keys, sequence_of
 from kafscale.storage.retrying import PATIENCE_SECONDS, insist
 from kafscale.storage.store import ObjectStore, Purpose
@@ -32,8 +32,8 @@ class Anchor(msgspec.Struct, frozen=True):
     written_ms: int
 
     @property
-    def link(self) -> Link:
-        return Link(self.seq, self.hash)
+    def link(self) -> ChainLink:
+        return ChainLink(self.seq, self.hash)
 
 
 class AnchorConflict(Exception):

@@ -16,7 +16,7 @@ import msgspec
 from kafscale.config import Settings
 from kafscale.errors import StartError
 from kafscale.security.audit_chain import START as FIRST
-from kafscale.security.audit_chain import Gap, Link
+from kafscale.security.audit_chain import ChainLink, Gap
 from kafscale.storage.threads import Threads
 from supervisor.audit_file import AuditFile, AuditStream
 
@@ -34,13 +34,13 @@ class Ending(msgspec.Struct, frozen=True):
     """How what was written before ends. `last` is None where nothing is known; `reserved_to`: numbers up to it may have
     been used since; `unsound_lines` and `torn_bytes`: what lay behind it and is no record."""
 
-    last: Link | None = None
+    last: ChainLink | None = None
     reserved_to: int = 0
     unsound_lines: int = 0
     torn_bytes: int = 0
 
 
-def continuation(ending: Ending, anchor: Link | None) -> tuple[Link, Gap | None]:
+def continuation(ending: Ending, anchor: ChainLink | None) -> tuple[ChainLink, Gap | None]:
     """The record that the chain goes on from, and which numbers are left out because they may have been used."""
     last = ending.last
     base = last or FIRST
@@ -65,7 +65,7 @@ class Sink(Protocol):
     async def open(self, chain: str) -> Ending:
         """What was written of this chain before. Raises StartError."""
 
-    async def write(self, lines: bytes, first: int, last: Link) -> None:
+    async def write(self, lines: bytes, first: int, last: ChainLink) -> None:
         """Write the records from number `first` to `last`, whole and in order, and make them last. Raises OSError: then
         the same call is made again."""
 
@@ -97,7 +97,7 @@ class FileSink:
         link = tail.last.link if tail.last is not None and is_ours else None
         return Ending(link, 0 if link is None else link.sequence, tail.unsound_lines, tail.torn_bytes)
 
-    async def write(self, lines: bytes, first: int, last: Link) -> None:
+    async def write(self, lines: bytes, first: int, last: ChainLink) -> None:
         await self._threads.call(lambda: self._file.write(lines, first))
 
     def take_thrown_away(self) -> int:
@@ -132,11 +132,11 @@ class StdoutSink:
         remembered = await self._threads.call(self._remembered)
         if remembered is None or remembered.chain != chain:
             return Ending()
-        self._last = Link(remembered.seq, remembered.hash)
+        self._last = ChainLink(remembered.seq, remembered.hash)
         self._reserved_to = remembered.reserved_to
         return Ending(self._last, self._reserved_to)
 
-    async def write(self, lines: bytes, first: int, last: Link) -> None:
+    async def write(self, lines: bytes, first: int, last: ChainLink) -> None:
         await self._threads.call(lambda: self._write(lines, last))
 
     def take_thrown_away(self) -> int:
@@ -149,7 +149,7 @@ class StdoutSink:
         except OSError:
             pass  # What is there says that more may have been written: true enough.
 
-    def _write(self, lines: bytes, last: Link) -> None:
+    def _write(self, lines: bytes, last: ChainLink) -> None:
         if last.sequence > self._reserved_to:
             self._reserved_to = last.sequence + REMEMBERED_AHEAD
             self._remember()

@@ -22,7 +22,7 @@ import orjson
 from kafscale.clock import SystemClock
 from kafscale.config import Settings
 from kafscale.errors import StartError, UsageError
-from kafscale.security.audit_chain import LINE_BYTES_MAX, Link, read_record
+from kafscale.security.audit_chain import LINE_BYTES_MAX, ChainLink, read_record
 from kafscale.security.audit_verification import ChainReport, Line, verify_lines
 from kafscale.storage.keys import Keys
 from supervisor.audit_anchors import anchors_of_all
@@ -52,7 +52,7 @@ def run(settings: Settings, options: Options) -> int:
     if options.any_order and is_whole:
         raise UsageError("--any-order is for lines from a topic: name a file of them, or - for standard input")
     paths = _paths(settings) if is_whole else list(options.files)
-    anchors: dict[str, list[Link]] = {}
+    anchors: dict[str, list[ChainLink]] = {}
     if not options.without_anchors:
         if settings.s3_bucket is None and not Path(settings.data_dir).is_dir():
             where = f"there is no data directory {settings.data_dir} to read the anchors from"
@@ -87,11 +87,11 @@ def _paths(settings: Settings) -> list[str]:
     return [str(one) for one in found]
 
 
-async def _anchors(settings: Settings) -> dict[str, list[Link]]:
+async def _anchors(settings: Settings) -> dict[str, list[ChainLink]]:
     clock, source = SystemClock(), random.Random()  # nosec B311
     store = open_for_reading(settings, clock, source, Progress(clock))
     try:
-        found: dict[str, list[Link]] = {}
+        found: dict[str, list[ChainLink]] = {}
         for anchor in await anchors_of_all(store, Keys(settings.cluster_namespace)):
             found.setdefault(anchor.chain, []).append(anchor.link)
         return found

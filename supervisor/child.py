@@ -23,11 +23,11 @@ from kafscale.control import (
     MAX_FRAME_BYTES,
     Configure,
     Drained,
-    Fenced,
     Ping,
     Pong,
     ToSupervisor,
     ToWorker,
+    WorkerFenced,
     encode_frame,
     supervisor_side_reader,
 )
@@ -175,7 +175,7 @@ class Child(asyncio.Protocol):
             match message:
                 case Pong(_, store_ok):
                     self.store_ok = store_ok
-                case Fenced(reason):
+                case WorkerFenced(reason):
                     self._end(EndingKind.FENCED, reason)
                 case Drained():
                     self.drained = True

@@ -272,7 +272,7 @@ async def _main(control_fd: int, descriptors_fd: int) -> int:
     descriptors = socket.socket(fileno=descriptors_fd)
     transport, process = await asyncio.get_running_loop().create_connection(lambda: Process(descriptors), sock=control)
     await process.over
-    # What was sent last (Drained, Fenced) goes out before the socket closes.
+    # What was sent last (Drained, WorkerFenced) goes out before the socket closes.
     transport.close()
     return process.exit_status
 

@@ -27,7 +27,6 @@ from kafscale.control import (
     CommandReply,
     Configure,
     Drained,
-    Fenced,
     KeysWanted,
     Nodes,
     PeerReleased,
@@ -38,10 +37,10 @@ from kafscale.control import (
     StoreBroken,
     ToSupervisor,
     ToWorker,
+    WorkerFenced,
 )
 from kafscale.coordination.cluster import apply, decode_state, decode_version_without_acls
-from kafscale.errors import Corrupt
-from kafscale.errors import Fenced as FencedError
+from kafscale.errors import Corrupt, Fenced
 from kafscale.metrics import (
     ACL_GENERATION,
     BATCHES_PRODUCED,
@@ -447,7 +446,7 @@ class Worker:
         if isinstance(error, Corrupt):
             log.critical("stored data is damaged", extra={"why": str(error)})
             self.stop(f"stored data is damaged: {error}")
-        elif error is not None and not isinstance(error, FencedError):
+        elif error is not None and not isinstance(error, Fenced):
             log.critical("a task failed", exc_info=error)
             self.stop(f"a task failed: {error!r}")
 
@@ -461,7 +460,7 @@ class Worker:
         else:
             self._metrics.cells[FENCED] += 1
             log.error("fenced: this worker has been replaced and stops", extra={"log_id": self.log_id, "why": reason})
-            self._send(Fenced(reason))
+            self._send(WorkerFenced(reason))
         self.stop(reason)
 
     def _hold_produce(self) -> None:

@@ -27,7 +27,7 @@ class DocumentSource(NamedTuple):
     is_optional: bool = False
 
 
-class Loaded(NamedTuple):
+class LoadedDocument(NamedTuple):
     """`document` is None where none was asked for, or it can't be read: `problem` says why, "" if it can. Nothing is
     allowed then, unless it `failed_open`, and the document is one that allows everything. `source` is where a person
     would look for it."""
@@ -65,22 +65,22 @@ def read_document(wanted: DocumentSource) -> Text | None:
     return Text(wanted.file, data)
 
 
-def understand_document(wanted: DocumentSource, text: Text | None) -> Loaded:
+def understand_document(wanted: DocumentSource, text: Text | None) -> LoadedDocument:
     """What the text says."""
     if text is None:
-        return Loaded(None)
+        return LoadedDocument(None)
     problem = text.problem
     if not problem:
         try:
-            return Loaded(parse_document(text.data), text.source)
+            return LoadedDocument(parse_document(text.data), text.source)
         except DocumentError as error:
             problem = str(error)
     if wanted.fails_open:
         # As if it said nothing but that everything is allowed: what else is on still has its say.
-        return Loaded(Document(allows_by_default=True), text.source, problem, failed_open=True)
-    return Loaded(None, text.source, problem)
+        return LoadedDocument(Document(allows_by_default=True), text.source, problem, failed_open=True)
+    return LoadedDocument(None, text.source, problem)
 
 
-def load_document(wanted: DocumentSource) -> Loaded:
+def load_document(wanted: DocumentSource) -> LoadedDocument:
     """Both at once."""
     return understand_document(wanted, read_document(wanted))

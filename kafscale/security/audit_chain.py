@@ -35,14 +35,14 @@ _LINE: Final = re.compile(
 )
 
 
-class Link(msgspec.Struct, frozen=True):
+class ChainLink(msgspec.Struct, frozen=True):
     """A record's place in its chain."""
 
     sequence: int
     hash: str
 
 
-START: Final = Link(0, GENESIS)
+START: Final = ChainLink(0, GENESIS)
 
 
 class SealedRecord(msgspec.Struct, frozen=True):
@@ -59,14 +59,14 @@ class SealedRecord(msgspec.Struct, frozen=True):
         return self.stated == self.computed
 
     @property
-    def link(self) -> Link:
-        return Link(self.sequence, self.stated)
+    def link(self) -> ChainLink:
+        return ChainLink(self.sequence, self.stated)
 
 
 class Chain:
     """The writing end. Owns which number is next and what it must refer to."""
 
-    def __init__(self, name: str, last: Link = START) -> None:
+    def __init__(self, name: str, last: ChainLink = START) -> None:
         if not re.fullmatch(rf'[^"\\\x00-\x1f]{{1,{CHAIN_CHARS_MAX}}}', name):
             raise ValueError(f"{name!r} can't name a chain")
         self._name = name
@@ -78,13 +78,13 @@ class Chain:
         if len(text) > LINE_BYTES_MAX - 2 * _TAIL_BYTES:
             text = self._text(_shortened(body))
         digest = hashlib.sha256(text).hexdigest()
-        self.last = Link(self.last.sequence + 1, digest)
+        self.last = ChainLink(self.last.sequence + 1, digest)
         return text + f',"hash":"{digest}"}}\n'.encode()
 
     def skip_to(self, sequence: int) -> None:
         """Leave numbers out: the next record, which must say so, has this one."""
         assert sequence > self.last.sequence
-        self.last = Link(sequence - 1, self.last.hash)
+        self.last = ChainLink(sequence - 1, self.last.hash)
 
     def _text(self, body: Mapping[str, Any]) -> bytes:
         assert body, "a record without a body is none"

@@ -13,7 +13,7 @@ from typing import Final
 
 import msgspec
 
-from kafscale.security.audit_chain import GENESIS, Gap, Link, SealedRecord, notes_of, read_record
+from kafscale.security.audit_chain import GENESIS, ChainLink, Gap, SealedRecord, notes_of, read_record
 
 FINDINGS_MAX: Final = 100
 
@@ -59,7 +59,7 @@ class ChainReport(msgspec.Struct):
     findings_omitted: int = 0
 
 
-Anchors = Mapping[str, Sequence[Link]]
+Anchors = Mapping[str, Sequence[ChainLink]]
 """By the chain's name: records that were seen from outside, in any order."""
 
 
@@ -127,7 +127,7 @@ class _Missing(msgspec.Struct):
 class _ChainVerifier:
     """One chain's. `feed` every line, then `finish`."""
 
-    def __init__(self, name: str, anchors: Sequence[Link], is_whole: bool, is_ordered: bool) -> None:
+    def __init__(self, name: str, anchors: Sequence[ChainLink], is_whole: bool, is_ordered: bool) -> None:
         self.report = ChainReport(name)
         self._anchors = {link.sequence: link.hash for link in anchors}
         self._is_whole = is_whole

@@ -151,7 +151,7 @@ class Initiator:
         )
 
 
-class Acceptor:
+class PeerAcceptor:
     """The side that is connected to: `challenge` with the hello, and send that; `finish` with the proof, and send what
     it returns."""
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from kafscale.control import Configure, Drain, ToSupervisor, ToWorker, encode_frame, worker_side_reader
-from kafscale.errors import Fenced as FencedError
+from kafscale.errors import Fenced
 from kafscale.metrics import MetricsBlock
 from supervisor.child import Child
 from tests.sim.client import BOOTSTRAP_PORT
@@ -168,7 +168,7 @@ class WorkerProcess:
     async def _start(self, worker: Worker) -> None:
         try:
             await worker.start()
-        except FencedError as error:
+        except Fenced as error:
             self._exit(str(error))
             return
         except Exception as error:  # noqa: BLE001 - a worker that gives up on its own is a defect

@@ -20,7 +20,7 @@ import msgspec
 from kafscale.errors import ProtocolError
 from kafscale.protocol.fetch import FetchResult
 from kafscale.protocol.schema import Buffer
-from kafscale.security.peer_handshake import Acceptor, PeerRefused
+from kafscale.security.peer_handshake import PeerAcceptor, PeerRefused
 from workers.caller import Caller
 from workers.connection import Answer, Pending
 from workers.listener import Listener
@@ -186,7 +186,7 @@ class PeerPending(Pending):
 class IncomingLink(Link):
     """A link from another worker."""
 
-    def __init__(self, shared: Peers, acceptor: Acceptor) -> None:
+    def __init__(self, shared: Peers, acceptor: PeerAcceptor) -> None:
         super().__init__(shared, expects_magic=True)
         self.body_bytes_max = shared.request_bytes_max
         self._acceptor = acceptor

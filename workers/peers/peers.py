@@ -20,7 +20,7 @@ from kafscale.coordination.assignment import broker_of
 from kafscale.logs import RateLimited
 from kafscale.metrics import PASSED_SERVED, PEER_LINKS, PEER_REFUSED, MetricsBlock
 from kafscale.security.cluster_secret import ClusterSecret
-from kafscale.security.peer_handshake import NONCE_BYTES, Acceptor, Initiator, PeerRefused
+from kafscale.security.peer_handshake import NONCE_BYTES, Initiator, PeerAcceptor, PeerRefused
 from workers.connections import Connections, Dispatch, Holdable
 from workers.context import ClusterView
 from workers.listener import Listener
@@ -159,7 +159,7 @@ class Peers:
     def accept(self, *, is_private: bool) -> IncomingLink:
         """The protocol of a connection that another worker has made; `is_private`: at a socket of this broker's own."""
         others = max(1, len(self._cluster.nodes) - 1)
-        acceptor = Acceptor(
+        acceptor = PeerAcceptor(
             self._secret,
             self._cluster.state.cluster_id,
             self._cluster.node_id,

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kafscale.security.audit_chain import LINE_BYTES_MAX, START, Chain, Link, read_record
+from kafscale.security.audit_chain import LINE_BYTES_MAX, START, Chain, ChainLink, read_record
 from kafscale.security.audit_event import (
     AuditEvent,
     Kind,
@@ -327,7 +327,7 @@ def test_a_gap_is_what_the_chain_says_of_it() -> None:
     assert first_wrong(verify(before[:3] + lines[4:])) == (Wrong.REMOVED, 4)
 
 
-def before_link(lines: list[bytes]) -> Link:
+def before_link(lines: list[bytes]) -> ChainLink:
     found = read_record(lines[-1].rstrip())
     return START if found is None else found.link
 

@@ -16,9 +16,9 @@ from kafscale.security.peer_handshake import (
     MAGIC,
     MESSAGE_BYTES_MAX,
     NONCE_BYTES,
-    Acceptor,
     HandshakeReader,
     Initiator,
+    PeerAcceptor,
     PeerRefused,
     Session,
 )
@@ -38,8 +38,8 @@ def initiator(secret: ClusterSecret = SECRET, cluster: str = "c1", node: int = 1
     return Initiator(secret, cluster, node, peer, nonce(), is_private=False)
 
 
-def acceptor(secret: ClusterSecret = SECRET, cluster: str = "c1", node: int = 2) -> Acceptor:
-    return Acceptor(secret, cluster, node, nonce(), window_bytes=WINDOW, is_private=False)
+def acceptor(secret: ClusterSecret = SECRET, cluster: str = "c1", node: int = 2) -> PeerAcceptor:
+    return PeerAcceptor(secret, cluster, node, nonce(), window_bytes=WINDOW, is_private=False)
 
 
 def body(framed: bytes) -> bytes:
@@ -51,7 +51,7 @@ def body(framed: bytes) -> bytes:
     return message
 
 
-def shake(one: Initiator, other: Acceptor) -> tuple[Session, Session]:
+def shake(one: Initiator, other: PeerAcceptor) -> tuple[Session, Session]:
     """The whole handshake, undisturbed."""
     challenge = other.challenge(body(one.hello()))
     proof, theirs = other.finish(body(one.prove(body(challenge))))
@@ -90,7 +90,7 @@ def test_a_secret_that_is_being_changed_is_accepted_both_ways() -> None:
         (Initiator(SECRET, "c1", 1, 2, b"short", is_private=False), acceptor(), "message"),
     ],
 )
-def test_who_is_wrong_is_refused_and_told_why(one: Initiator, other: Acceptor, reason: str) -> None:
+def test_who_is_wrong_is_refused_and_told_why(one: Initiator, other: PeerAcceptor, reason: str) -> None:
     """Another secret, cluster, node or kind of connection: a word for a counter on both sides, no key on either."""
     with pytest.raises(PeerRefused) as refused:
         other.challenge(body(one.hello()))

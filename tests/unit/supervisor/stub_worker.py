@@ -26,11 +26,11 @@ from kafscale.control import (
     Drain,
     Drained,
     DropListener,
-    Fenced,
     Ping,
     Pong,
     Serving,
     StoreBroken,
+    WorkerFenced,
     encode_frame,
     worker_side_reader,
 )
@@ -151,7 +151,7 @@ class StubWorker:
                 await self.writer.drain()
                 answer = {}
             case ["fenced"]:
-                self.say(Fenced("met a seal"))
+                self.say(WorkerFenced("met a seal"))
                 await self.writer.drain()
                 answer = {}
             case _:
@@ -160,7 +160,7 @@ class StubWorker:
         await writer.drain()
         writer.close()
 
-    def say(self, message: Pong | Serving | CommandRequest | Fenced | Drained) -> None:
+    def say(self, message: Pong | Serving | CommandRequest | WorkerFenced | Drained) -> None:
         self.writer.write(encode_frame(message))
 
 

@@ -20,7 +20,7 @@ from kafscale.clock import SystemClock
 from kafscale.config import Settings
 from kafscale.control import AuditBatch
 from kafscale.errors import StartError, StoreUnavailable
-from kafscale.security.audit_chain import START, Chain, Link, read_record
+from kafscale.security.audit_chain import START, Chain, ChainLink, read_record
 from kafscale.security.audit_event import AuditEvent, Kind, Origin, body_of, encode_events
 from kafscale.security.audit_verification import ChainReport, Line, verify_lines
 from kafscale.storage.keys import Keys
@@ -44,7 +44,7 @@ def lines(count: int, chain: Chain | None = None) -> list[bytes]:
     return [chain.seal(body_of(event, ORIGIN)) for _ in range(count)]
 
 
-def report_of(*paths: Path, anchors: list[Link] | None = None) -> ChainReport:
+def report_of(*paths: Path, anchors: list[ChainLink] | None = None) -> ChainReport:
     read = [
         Line(f"{path.name}:{number}", line.rstrip(b"\n"), is_torn=not line.endswith(b"\n"))
         for path in paths
@@ -61,18 +61,20 @@ def report_of(*paths: Path, anchors: list[Link] | None = None) -> ChainReport:
     ("ending", "anchor", "last", "gap"),
     [
         (Ending(), None, START, None),
-        (Ending(Link(7, "h"), 7), None, Link(7, "h"), None),
-        (Ending(Link(7, "h"), 7), Link(5, "a"), Link(7, "h"), None),
+        (Ending(ChainLink(7, "h"), 7), None, ChainLink(7, "h"), None),
+        (Ending(ChainLink(7, "h"), 7), ChainLink(5, "a"), ChainLink(7, "h"), None),
         # More may have been written after what is known.
-        (Ending(Link(7, "h"), 12), Link(5, "a"), Link(7, "h"), (8, 12)),
+        (Ending(ChainLink(7, "h"), 12), ChainLink(5, "a"), ChainLink(7, "h"), (8, 12)),
         # Less is there than was anchored.
-        (Ending(Link(7, "h"), 7), Link(9, "a"), Link(7, "h"), (8, 9 + RECORDS_PER_ANCHOR_MAX)),
+        (Ending(ChainLink(7, "h"), 7), ChainLink(9, "a"), ChainLink(7, "h"), (8, 9 + RECORDS_PER_ANCHOR_MAX)),
         # Nothing is there any more.
-        (Ending(), Link(9, "a"), Link(9, "a"), (10, 9 + RECORDS_PER_ANCHOR_MAX)),
-        (Ending(Link(7, "h"), 7, unsound_lines=2), None, Link(7, "h"), (8, 7 + RECORDS_PER_ANCHOR_MAX)),
+        (Ending(), ChainLink(9, "a"), ChainLink(9, "a"), (10, 9 + RECORDS_PER_ANCHOR_MAX)),
+        (Ending(ChainLink(7, "h"), 7, unsound_lines=2), None, ChainLink(7, "h"), (8, 7 + RECORDS_PER_ANCHOR_MAX)),
     ],
 )
-def test_where_a_chain_goes_on(ending: Ending, anchor: Link | None, last: Link, gap: tuple[int, int] | None) -> None:
+def test_where_a_chain_goes_on(
+    ending: Ending, anchor: ChainLink | None, last: ChainLink, gap: tuple[int, int] | None
+) -> None:
     """Goal: no number is used twice, and none is left out unsaid."""
     found, left_out = continuation(ending, anchor)
     assert found == last
@@ -196,7 +198,7 @@ def test_standard_output_goes_on_behind_a_gap_after_a_crash(tmp_path: Path) -> N
 class ListSink:
     """Records in a list, and an error for as long as it is asked for."""
 
-    def __init__(self, last: Link | None = None) -> None:
+    def __init__(self, last: ChainLink | None = None) -> None:
         self.lines: list[bytes] = []
         self.error: OSError | None = None
         self.tries = 0
@@ -205,7 +207,7 @@ class ListSink:
     async def open(self, chain: str) -> Ending:
         return Ending(self._last, 0 if self._last is None else self._last.sequence)
 
-    async def write(self, lines: bytes, first: int, last: Link) -> None:
+    async def write(self, lines: bytes, first: int, last: ChainLink) -> None:
         self.tries += 1
         if self.error is not None:
             raise self.error
@@ -339,7 +341,7 @@ def test_the_newest_record_is_anchored() -> None:
         async with Rig(ListSink(rig.log._chain.last), rig.store) as rig:
             rig.event("d")
         assert rig.report().first == 4
-        async with Rig(ListSink(Link(2, "x" * 64)), rig.store) as rig:
+        async with Rig(ListSink(ChainLink(2, "x" * 64)), rig.store) as rig:
             rig.event("e")
         assert rig.sink.actions() == ["Leave a gap", "e"]
         assert orjson.loads(rig.sink.lines[0])["gap"]["first"] == 3

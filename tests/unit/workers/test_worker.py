@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from kafscale.config import Settings
-from kafscale.control import Drained, Fenced, Serving
+from kafscale.control import Drained, Serving, WorkerFenced
 from kafscale.coordination.cluster import OFFSETS_TOPIC
 from kafscale.protocol.api import ApiKey
 from kafscale.protocol.error_codes import ErrorCode
@@ -192,7 +192,7 @@ def test_a_seal_by_another_ends_everything() -> None:
         node.send(clients[1], ApiKey.PRODUCE, 9, produce_request(("t", 0, batch_of())))
         await node.clock.sleep(1)
         assert all(client.was_aborted and not client.has_answers for client in clients)
-        assert [type(message) for message in node.sent] == [Serving, Fenced] and len(node.stopped) == 1
+        assert [type(message) for message in node.sent] == [Serving, WorkerFenced] and len(node.stopped) == 1
         before = node.store.bodies()
         await node.clock.sleep(100)
         assert node.store.bodies() == before and node.connect().is_closing

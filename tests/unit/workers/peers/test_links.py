@@ -18,7 +18,7 @@ from kafscale.metrics import CONNECTIONS_CLOSED, PEER_LINKS, PEER_REFUSED
 from kafscale.protocol.api import APIS, ApiKey, encode_request
 from kafscale.protocol.error_codes import ErrorCode
 from kafscale.security.cluster_secret import ClusterSecret
-from kafscale.security.peer_handshake import MAGIC, NONCE_BYTES, Acceptor, HandshakeReader, Initiator, Session
+from kafscale.security.peer_handshake import MAGIC, NONCE_BYTES, HandshakeReader, Initiator, PeerAcceptor, Session
 from tests.unit.workers.forwarding.many_workers import SECRET, SLOTS, Cluster, settings_of
 from tests.unit.workers.peers.wires import WireTransport, join
 from tests.unit.workers.whole_worker import batch_of, produce_request, run
@@ -460,7 +460,7 @@ def test_an_acceptor_that_is_none_is_not_believed() -> None:
             stranger = Stranger()
             asked.append(stranger)
             join(link, stranger)
-            acceptor = Acceptor(
+            acceptor = PeerAcceptor(
                 ClusterSecret([SECRET]), "c1", OTHER, b"\x01" * NONCE_BYTES, window_bytes=1 << 20, is_private=False
             )
             await asyncio.sleep(0.1)
