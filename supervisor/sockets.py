@@ -199,6 +199,11 @@ def bind_http(endpoint: Endpoint) -> socket.socket:
     return _listening(endpoint, "--metrics")
 
 
+def bind_hints(endpoint: Endpoint) -> socket.socket:
+    """A socket for datagrams of other brokers' supervisors (`hints.py`). Raises StartError."""
+    return _bound(endpoint, shared=False, setting="--metrics", kind=socket.SOCK_DGRAM)
+
+
 def _claim(endpoint: Endpoint, setting: str) -> socket.socket:
     """Hold the address against another Kafscale that starts at the same moment.
 
@@ -222,12 +227,16 @@ def _probe(endpoint: Endpoint, setting: str) -> None:
     _bound(endpoint, shared=False, setting=setting).close()
 
 
-def _bound(endpoint: Endpoint, *, shared: bool, setting: str) -> socket.socket:
+def _bound(
+    endpoint: Endpoint, *, shared: bool, setting: str, kind: socket.SocketKind = socket.SOCK_STREAM
+) -> socket.socket:
     family, address = _resolve(endpoint, setting)
-    bound = socket.socket(family, socket.SOCK_STREAM)
+    bound = socket.socket(family, kind)
     try:
-        # Lets a port be bound whose old connections are in TIME_WAIT; not one that listens.
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if kind == socket.SOCK_STREAM:
+            # Lets a port be bound whose old connections are in TIME_WAIT; not one that listens. (One for datagrams
+            # could be taken from whoever has it.)
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if shared:
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if family == socket.AF_INET6:

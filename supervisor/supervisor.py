@@ -247,11 +247,12 @@ class Supervisor:
         await self._http.start(http_socket)
         anchors = Anchors(store, keys, settings.broker_id, self._clock, self._random)
         await self._begin_audit(control_plane, anchors)
+        if control_plane.in_cluster:
+            # Not the host of /metrics, which no other broker need reach.
+            await self._hints.start(Endpoint(settings.listen.host, metrics_port))
         await control_plane.start(children)
         self._background.spawn_loop(self._security.run(), "security")
         self._background.spawn_loop(self._acls.run(), "acls")
-        if control_plane.in_cluster:
-            await self._hints.start(settings.metrics_addr.host, metrics_port)
 
     async def _begin_audit(self, control_plane: ControlPlane, anchors: Anchors) -> None:
         """Before anybody can do anything that would have to be on record."""

@@ -86,7 +86,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     peer_host: Annotated[
         str | None,
         Setting(
-            "The host at which other brokers reach this one.",
+            "The host at which other brokers reach this one, which must lead to where the first listener listens.",
             auto="the advertised host; with a shared address the listen host",
             pattern=_HOST,
             metavar="HOST",
@@ -104,7 +104,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     metrics_addr: Annotated[
         Endpoint,
         Setting(
-            "Where /metrics, /healthz and /readyz are served.",
+            "Where /metrics, /healthz and /readyz are served. In a cluster, datagrams of other brokers come to the "
+            "same port number (UDP) of the first listener's host.",
             flag="--metrics",
         ),
     ] = Endpoint("127.0.0.1", 9404)

@@ -16,6 +16,7 @@ import pytest
 
 from kafscale.clock import SystemClock
 from kafscale.config import Endpoint, Settings
+from kafscale.control import PeerReleased
 from kafscale.coordination.assignment import unsettled_logs
 from kafscale.coordination.commands import CreateAcls, CreateTopic, DeleteAcls
 from kafscale.errors import Retry, StartError
@@ -23,6 +24,7 @@ from kafscale.protocol.acls import AclBinding, AclFilter
 from kafscale.storage.bundle_files import FOLDER
 from kafscale.storage.directory import check_format
 from kafscale.storage.local import OBJECTS
+from supervisor.control_plane import ControlPlane
 from supervisor.supervisor import Supervisor
 from tests.e2e.acl_probe import Probe
 from tests.unit.supervisor.hub import Hub, HubCoordination
@@ -139,15 +141,28 @@ def run(scenario: Callable[[Hub, Callable[..., Broker]], Coroutine[None, None, N
     asyncio.run(whole())
 
 
-def test_brokers_join_and_leave(tmp_path: Path) -> None:
+def test_brokers_join_and_leave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And tell each other of releases where each is reached, /metrics being at 127.0.0.1 and they elsewhere."""
+    told: set[tuple[int, str]] = set()
+    on_hint = ControlPlane.on_hint
+
+    def noted(self: ControlPlane, hint: PeerReleased) -> None:
+        told.add((self._settings.broker_id, hint.log_id))
+        on_hint(self, hint)
+
+    monkeypatch.setattr(ControlPlane, "on_hint", noted)
+
     async def scenario(hub: Hub, make: Callable[..., Broker]) -> None:
-        first = await make(0).served()
-        second = await make(1).served()
+        first = await make(0, listen=Endpoint("127.0.0.2", 0)).served()
+        second = await make(1, listen=Endpoint("127.0.0.3", 0)).served()
+        assert [member.peer.partition(":")[0] for member in hub.members.values()] == ["127.0.0.2", "127.0.0.3"]
         await until(lambda: is_even(first, 0, 1, 100, 101))
         await until(lambda: second.state.version == first.state.version)
         assert second.state == first.state
+        await until(lambda: {(1, post.log_id) for post in first.posts} <= told)
         assert await second.stop() == 0
         assert is_even(first, 0, 1)
+        assert {(0, post.log_id) for post in second.posts} <= told
         assert not any(post.restart_count for post in first.posts)
 
     run(scenario, tmp_path)
