@@ -3,9 +3,9 @@
 A datagram each, sent once, answered never, and lost without harm, since new owners look in the store anyway. Brokers
 register where they are reached (`Member.peer`): at the host at which other brokers reach them, by the port number of
 /metrics. Hints arrive on the first listener's host, as links between brokers do; /metrics may be on another. Where the
-cluster has a secret, one that is not sealed with it is dropped. A forged one, or an old one that is sent again, costs a
-read of the store at most: a hint is handed on only where the cluster log says that this very release is awaited here,
-and the worker believes the store alone.
+cluster has a secret, one that is not sealed with it is dropped. A forged one, or an old one that is sent again, costs
+reads of the store and holds nothing up: a hint is handed on only where the cluster log says that this very release is
+awaited here, and the worker believes the store alone.
 """
 
 from __future__ import annotations

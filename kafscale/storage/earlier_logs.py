@@ -99,7 +99,7 @@ class EarlierLogs:
     def heard(self, log_id: str, sequence: int) -> None:
         """The log is said to have released slots in its object of that number."""
         awaited = self._awaited.get(log_id)
-        if awaited is not None:
+        if awaited is not None and (awaited.end is None or sequence > awaited.end.checkpoint_sequence):
             awaited.hint = sequence
             awaited.hinted.set()
 
@@ -183,21 +183,25 @@ class EarlierLogs:
             timer.cancel()
 
     async def _read(self, awaited: _Awaited) -> LogEnd:
-        """How far the log goes. A busy log is long to walk: a hint breaks that off."""
-        while True:
-            hint = awaited.take_hint()
-            found = None if hint is None else await read_release(self._reader, awaited.log_id, hint)
-            if found is not None:
-                return found
-            walk = asyncio.ensure_future(self._walk(awaited))
-            hinted = asyncio.ensure_future(awaited.hinted.wait())
-            try:
-                await asyncio.wait({walk, hinted}, return_when=asyncio.FIRST_COMPLETED)
+        """How far the log goes. A busy log is long to walk: a right hint spares that, a wrong one does no more."""
+        walk: asyncio.Task[LogEnd] | None = None
+        try:
+            while True:
+                hint = awaited.take_hint()
+                found = None if hint is None else await read_release(self._reader, awaited.log_id, hint)
+                if found is not None:
+                    return found
+                walk = walk or asyncio.ensure_future(self._walk(awaited))
+                hinted = asyncio.ensure_future(awaited.hinted.wait())
+                try:
+                    await asyncio.wait({walk, hinted}, return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    hinted.cancel()
                 if walk.done():
                     return walk.result()
-            finally:
+        finally:
+            if walk is not None:
                 walk.cancel()
-                hinted.cancel()
 
     async def _walk(self, awaited: _Awaited) -> LogEnd:
         if awaited.end is None:

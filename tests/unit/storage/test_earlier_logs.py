@@ -93,6 +93,36 @@ def test_a_hint_spares_the_wait_and_proves_nothing():
     run(main())
 
 
+@pytest.mark.parametrize("claimed", ["nothing there", "an old checkpoint"])
+def test_a_flood_of_wrong_hints_holds_nothing_up(claimed: str):
+    """Goal: whoever knows a log's id may say what he likes of it, and as often as he likes: its release is found."""
+
+    async def main() -> None:
+        store = ScriptedStore(LoopClock())
+        store.read_seconds = 0.01
+        writer = await owner(store)
+        clock, old = writer.clock, writer.log.checkpoint_sequence
+        logs = earlier_logs(store, clock, patience_seconds=1000.0)
+        lists = {0: [Earlier(1, writer.log_id)]}
+        waiting = asyncio.ensure_future(logs.ready(lambda: lists, is_waiting=True))
+
+        async def flood() -> None:
+            number = 10**6
+            while True:
+                number += 1
+                logs.heard(writer.log_id, number if claimed == "nothing there" else old)
+                await clock.sleep(0.001)
+
+        flooding = asyncio.ensure_future(flood())
+        await clock.sleep(2 * LONGEST_LOOK_SECONDS)
+        await write_checkpoint(writer, {0: (1, [make_partition(0)])}, released={0: 1})
+        async with asyncio.timeout(2 * LONGEST_LOOK_SECONDS):
+            assert (await waiting)[0] == lists
+        flooding.cancel()
+
+    run(main())
+
+
 @pytest.mark.parametrize("above", [1, 2, 5])
 def test_a_release_above_a_gap_is_none(above: int):
     """Goal: a checkpoint with a free number below it, or a seal, does not count: its owner may yet be fenced there."""
