@@ -10,6 +10,7 @@ it drains (`leave`).
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import random
 import secrets
@@ -137,6 +138,7 @@ class ControlPlane:
         self._in_cluster = not isinstance(coordination, EmbeddedCoordination)
         # The newest version of the cluster log, as published or to be published anew.
         self._newest: tuple[int, bytes] = (0, b"")
+        self._look_due = asyncio.Event()
         writer_id = secrets.token_hex(16)
         self._ender = LogEnder(store, keys, clock, random_source, writer_id, bugs)
         self._cluster_log = ClusterLog(store, keys, clock, random_source)
@@ -308,6 +310,9 @@ class ControlPlane:
             log.warning("a version could not be published", extra={"version": version, "cause": str(error)})
 
     def _on_coordination_change(self) -> None:
+        if not self._coordination.is_available:
+            # Who are not cut off may be giving our slots to others: no long wait that has begun goes on.
+            self._look_due.set()
         self.controller.heard_of(self._coordination.newest_version)
         self.membership.changed()
         self._balancer.wake()
@@ -346,7 +351,13 @@ class ControlPlane:
     async def _look_for_versions(self) -> None:
         """Ask the bucket for versions of which coordination does not tell."""
         while True:
-            await self._clock.sleep(LOOK_SECONDS if self._coordination.is_available else LOOK_ALONE_SECONDS)
+            wait = LOOK_SECONDS if self._coordination.is_available else LOOK_ALONE_SECONDS
+            timer = self._clock.call_later(wait, self._look_due.set)
+            try:
+                await self._look_due.wait()
+            finally:
+                timer.cancel()
+            self._look_due.clear()
             self.controller.look()
 
     async def _sweep(self) -> None:

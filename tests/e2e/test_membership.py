@@ -24,6 +24,7 @@ from kafscale.protocol.acls import AclBinding, AclFilter
 from kafscale.storage.bundle_files import FOLDER
 from kafscale.storage.directory import check_format
 from kafscale.storage.local import OBJECTS
+from supervisor import control_plane
 from supervisor.control_plane import ControlPlane
 from supervisor.supervisor import Supervisor
 from tests.e2e.acl_probe import Probe
@@ -183,7 +184,12 @@ def test_a_lost_broker_is_replaced_and_comes_back(tmp_path: Path) -> None:
     run(scenario, tmp_path)
 
 
-def test_without_coordination_workers_are_replaced_and_nothing_moves(tmp_path: Path) -> None:
+def test_without_coordination_workers_are_replaced_and_nothing_moves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what others decide meanwhile is heard of from the bucket, whatever wait had begun before."""
+    monkeypatch.setattr(control_plane, "LOOK_SECONDS", 3600.0)
+
     async def scenario(hub: Hub, make: Callable[..., Broker]) -> None:
         first = await make(0).served()
         second = await make(1).served()
