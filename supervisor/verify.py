@@ -361,7 +361,6 @@ class Verifier:
         ages = Ages(
             young_ms=self._newest_ms - grace_ms,
             overdue_ms=self._newest_ms - grace_ms - SWEEPS_ALLOWED * self._settings.sweep_interval_ms,
-            late_ms=self._settings.s3_timeout_ms,
         )
         judge = Judge(self._keys, contents.logs, numbers.keys(), checkpoints_ms, contents.owners, seals, ages)
         return [(info, judge.why(info)) for info in unnamed if info.key not in seal_keys]
