@@ -1,8 +1,10 @@
-"""Coordination by etcd. The one file that knows etcd3.
+"""Coordination by etcd.
 
 What is in etcd, below `/kafscale/{namespace}/`, and what it may be used for: docs/adr/0009-etcd.md. In short: nothing
-that anyone would miss. A session is a client, a lease, and what hangs on it: this broker's registration and, perhaps,
-the leadership. Whatever fails ends the session, and another begins, with a new lease, as soon as etcd answers again.
+that anyone would miss. A session is a lease and what hangs on it: this broker's registration and, perhaps, the
+leadership. It outlives the endpoint that it began at: its connection makes a call that gets no answer at the others
+too. Only what fails at all of them, or is refused, ends the session, and another begins, with a new lease, as soon as
+etcd answers again.
 
 Who is alive, who leads and how far the cluster log is comes from listings alone: after every event, and every second.
 A watch is no more than a doorbell, so that events that come twice, late, in another order or never do no harm.
@@ -15,53 +17,36 @@ version of the cluster log than this broker does (it was restored from a backup,
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import random
 import secrets
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, TypeVar
 
-import etcd3
-import grpc
 import msgspec
-from etcd3.exceptions import Etcd3Exception
 
 from kafscale.clock import Clock
+from kafscale.coordination.etcd_client import FAILURES, Address, EtcdConnection, EtcdServers, open_client, text_of
 from kafscale.coordination.store import ClusterIdentity, Member
 from kafscale.errors import CoordinationUnavailable, StartError
 
 log = logging.getLogger(__name__)
 
+# How long an endpoint is waited for at most.
 CALL_SECONDS = 3.0
 LOOK_SECONDS = 1.0
 # etcd takes requests of 1.5 MiB; a larger version is only named, and read from the bucket by all.
 COPY_BYTES_MAX = 1 << 20
+# A lease is renewed so often in its time to live, and one of several endpoints is waited for no longer than for one of
+# these: so two may be silent, one after the other, and the lease is still renewed in time through a third.
 _RENEWALS_PER_TTL = 4
 _BACKOFF_SECONDS = (0.2, 5.0)
-_FAILURES = (Etcd3Exception, grpc.RpcError, ValueError, OSError)
 
 _Result = TypeVar("_Result")
-
-
-class EtcdServers(msgspec.Struct, frozen=True, kw_only=True):
-    """Where etcd is and how to be let in. With a CA, or a certificate, connections are TLS ones in any case."""
-
-    endpoints: tuple[tuple[str, int], ...]
-    tls: bool = False
-    username: str | None = None
-    password: str | None = None
-    ca_file: str | None = None
-    cert_file: str | None = None
-    key_file: str | None = None
-
-    @property
-    def is_secure(self) -> bool:
-        return self.tls or self.ca_file is not None or self.cert_file is not None
-
-    def __str__(self) -> str:
-        return ", ".join(f"{host}:{port}" for host, port in self.endpoints)
 
 
 class _View(msgspec.Struct, frozen=True):
@@ -74,10 +59,10 @@ class _View(msgspec.Struct, frozen=True):
 
 
 class _Session(msgspec.Struct):
-    """One lease and the client that it was granted to. `nonce` names it to others."""
+    """One lease, by etcd's number for it, and the connection to keep it by. `nonce` names it to others."""
 
-    client: Any
-    lease: Any
+    connection: EtcdConnection
+    lease: int
     nonce: str
     registered: Member | None = None
     # When the keeper last did so.
@@ -85,34 +70,16 @@ class _Session(msgspec.Struct):
     # Until when the lease lasts at least (monotonic seconds), and when it was last renewed.
     deadline: float = 0.0
     renewed_at: float = 0.0
-    is_watching: bool = False
+    # The client whose watch rings; it is silent where the connection uses another by now.
+    watcher: Any = None
     # The newest version that etcd has confirmed since the last listing began; 0 for none.
     published: int = 0
 
 
-def open_client(servers: EtcdServers) -> Any:
-    """An etcd3 client; it connects with its first call."""
-    credentials = None
-    if servers.is_secure:
-        credentials = grpc.ssl_channel_credentials(
-            _content(servers.ca_file), _content(servers.key_file), _content(servers.cert_file)
-        )
-    endpoints = [
-        etcd3.Endpoint(host, port, secure=servers.is_secure, creds=credentials, time_retry=1.0)
-        for host, port in servers.endpoints
-    ]
-    client = etcd3.MultiEndpointEtcd3Client(
-        endpoints, timeout=CALL_SECONDS, user=servers.username, password=servers.password, failover=True
-    )
-    if not servers.is_secure:
-        # gRPC lets nobody send these in the clear; the token goes along as metadata anyway.
-        client.call_credentials = None
-    return client
-
-
 class EtcdCoordination:
-    """A `CoordinationStore` over etcd. Built on a running loop; `open` begins. `open_client` is called in a thread, and
-    what it returns is used as etcd3's client is."""
+    """A `CoordinationStore` over etcd. Built on a running loop; `open` begins. `open_client` is called in a thread with
+    the servers, one of their endpoints and the seconds that a call waits; what it returns is used as etcd3's client is.
+    """
 
     def __init__(
         self,
@@ -121,7 +88,7 @@ class EtcdCoordination:
         ttl_seconds: float,
         clock: Clock,
         random_source: random.Random,
-        open_client: Callable[[EtcdServers], Any] = open_client,
+        open_client: Callable[[EtcdServers, Address, float], Any] = open_client,
     ) -> None:
         self.on_change: Callable[[], None] = lambda: None
         self._servers = servers
@@ -130,6 +97,10 @@ class EtcdCoordination:
         self._ttl_seconds = ttl_seconds
         self._clock = clock
         self._random = random_source
+        # Brokers begin at different ones, and share the load.
+        order = list(servers.endpoints)
+        random_source.shuffle(order)
+        self._order = deque(order)
         self._threads = ThreadPoolExecutor(2, "etcd")
         self._identity: ClusterIdentity | None = None
         self._member: Member | None = None
@@ -157,9 +128,9 @@ class EtcdCoordination:
             try:
                 self._session = await self._begin()
                 break
-            except _FAILURES as error:
+            except FAILURES as error:
                 if self._clock.monotonic() >= deadline:
-                    raise StartError(f"etcd at {self._servers} gives no answer: {_text(error)}") from error
+                    raise StartError(f"etcd at {self._servers} gives no answer: {text_of(error)}") from error
             await self._clock.sleep(_BACKOFF_SECONDS[0])
         self._keeper = asyncio.create_task(self._keep(), name="etcd session")
         self._observer = asyncio.create_task(self._observe(), name="etcd observer")
@@ -212,8 +183,8 @@ class EtcdCoordination:
         await asyncio.gather(*tasks, return_exceptions=True)
         session, self._session = self._session, None
         if session is not None:
-            with suppress(*_FAILURES):
-                await self._call(session.lease.revoke)
+            with suppress(*FAILURES):
+                await self._ask(session, lambda client: client.revoke_lease(session.lease))
             await self._end(session)
         self._threads.shutdown(wait=False)
 
@@ -229,11 +200,11 @@ class EtcdCoordination:
                     log.info("coordination is back", extra={"etcd": str(self._servers)})
                 failures = 0
                 await self._keep_session(self._session)
-            except (*_FAILURES, StartError) as error:
+            except (*FAILURES, StartError) as error:
                 if not failures:
                     log.warning(
                         "coordination is lost; what is owned is served on",
-                        extra={"etcd": str(self._servers), "cause": _text(error)},
+                        extra={"etcd": str(self._servers), "cause": text_of(error)},
                     )
                 failures += 1
             session, self._session = self._session, None
@@ -246,10 +217,7 @@ class EtcdCoordination:
 
     async def _begin(self) -> _Session:
         """A session in which this broker is registered. Raises StartError where etcd is another cluster's."""
-        began = self._clock.monotonic()
-        session = await self._call(self._connect)
-        session.deadline = began + self._ttl_seconds
-        session.renewed_at = began
+        session = await self._call(self._grant)
         try:
             await self._call(lambda: self._check_identity(session))
             if self._member is not None:
@@ -265,12 +233,8 @@ class EtcdCoordination:
             self._rung.clear()
             now = self._clock.monotonic()
             if now - session.renewed_at >= self._ttl_seconds / _RENEWALS_PER_TTL:
-                answers = await self._call(session.lease.refresh)
-                if not answers or answers[-1].TTL <= 0:
-                    raise OSError("the lease has run out")
-                session.renewed_at = now
-                session.deadline = now + self._ttl_seconds
-            if not session.is_watching:
+                await self._call(lambda: self._renew(session))
+            if session.watcher is None or session.watcher is not session.connection.client:
                 await self._watch(session)
             if self._member is not session.registered or self._is_overtaken(session, now):
                 await self._call(lambda: self._register(session))
@@ -279,7 +243,8 @@ class EtcdCoordination:
             if self._campaigns and not self._view.leader:
                 await self._call(lambda: self._take_lead(session))
                 await self._look(session)
-            timer = self._clock.call_later(min(LOOK_SECONDS, self._ttl_seconds / _RENEWALS_PER_TTL), self._rung.set)
+            renews_in = session.renewed_at + self._ttl_seconds / _RENEWALS_PER_TTL - self._clock.monotonic()
+            timer = self._clock.call_later(max(0.0, min(LOOK_SECONDS, renews_in)), self._rung.set)
             try:
                 await self._rung.wait()
             finally:
@@ -296,16 +261,20 @@ class EtcdCoordination:
     async def _watch(self, session: _Session) -> None:
         loop = asyncio.get_running_loop()
 
-        def ring(event: object) -> None:
-            """In a thread of the client's. A watch that failed falls silent: another must be set."""
-            if isinstance(event, Exception):
-                session.is_watching = False
+        def ring(client: Any, event: object) -> None:
+            """In a thread of the client's. A watch whose stream failed or ended falls silent: another must be set."""
+            if (event is None or isinstance(event, Exception)) and session.watcher is client:
+                session.watcher = None
             with suppress(RuntimeError):  # The loop may be closed already.
                 loop.call_soon_threadsafe(self._rung.set)
 
-        session.is_watching = True
         revision = self._view.revision + 1
-        await self._call(lambda: session.client.add_watch_prefix_callback(self._prefix, ring, start_revision=revision))
+
+        def watch(client: Any) -> None:
+            session.watcher = client
+            client.add_watch_prefix_callback(self._prefix, functools.partial(ring, client), start_revision=revision)
+
+        await self._ask(session, watch)
 
     async def _look(self, session: _Session) -> None:
         published = session.published
@@ -337,35 +306,62 @@ class EtcdCoordination:
             raise CoordinationUnavailable(f"etcd at {self._servers} does not answer")
         try:
             await self._call(lambda: work(session))
-        except _FAILURES as error:
-            raise CoordinationUnavailable(f"etcd at {self._servers} failed: {_text(error)}") from error
+        except (*FAILURES, StartError) as error:
+            raise CoordinationUnavailable(f"etcd at {self._servers} failed: {text_of(error)}") from error
+
+    async def _ask(self, session: _Session, call: Callable[[Any], _Result]) -> _Result:
+        return await self._call(lambda: session.connection.ask(call))
 
     async def _call(self, function: Callable[[], _Result]) -> _Result:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function)
 
     async def _end(self, session: _Session) -> None:
-        with suppress(*_FAILURES):
-            await self._call(session.client.close)
+        with suppress(*FAILURES):
+            await self._call(session.connection.close)
 
     # In threads
 
-    def _connect(self) -> _Session:
-        client = self._open_client(self._servers)
+    def _grant(self) -> _Session:
+        """A session that holds nothing yet but its lease."""
+        is_only = len(self._order) == 1
+        call_seconds = CALL_SECONDS if is_only else min(CALL_SECONDS, self._ttl_seconds / _RENEWALS_PER_TTL)
+        connection = EtcdConnection(self._servers, self._order, call_seconds, self._open_client)
+
+        def grant(client: Any) -> _Session:
+            now = self._clock.monotonic()
+            lease: int = client.lease(max(1, round(self._ttl_seconds))).id
+            deadline = now + self._ttl_seconds
+            return _Session(connection, lease, secrets.token_hex(16), deadline=deadline, renewed_at=now)
+
         try:
-            lease = client.lease(max(1, round(self._ttl_seconds)))
+            return connection.ask(grant)
         except BaseException:
-            client.close()
+            connection.close()
             raise
-        return _Session(client, lease, secrets.token_hex(16))
+
+    def _renew(self, session: _Session) -> None:
+        def renew(client: Any) -> float:
+            now = self._clock.monotonic()
+            answers = list(client.refresh_lease(session.lease))
+            if not answers or answers[-1].TTL <= 0:
+                raise OSError("the lease has run out")
+            return now
+
+        session.renewed_at = session.connection.ask(renew)
+        session.deadline = session.renewed_at + self._ttl_seconds
 
     def _check_identity(self, session: _Session) -> None:
-        assert self._identity is not None
-        client, key = session.client, self._prefix + "identity"
+        key = self._prefix + "identity"
         ours = msgspec.json.encode(self._identity)
-        client.transaction(
-            compare=[client.transactions.create(key) == 0], success=[client.transactions.put(key, ours)], failure=[]
-        )
-        found, _ = client.get(key)
+
+        def ask(client: Any) -> bytes | None:
+            client.transaction(
+                compare=[client.transactions.create(key) == 0], success=[client.transactions.put(key, ours)], failure=[]
+            )
+            found: bytes | None = client.get(key)[0]
+            return found
+
+        found = session.connection.ask(ask)
         if found is None:
             raise OSError("what was written is not there")
         theirs = msgspec.json.decode(found, type=ClusterIdentity)
@@ -381,34 +377,41 @@ class EtcdCoordination:
     def _register(self, session: _Session) -> None:
         member = self._member
         assert member is not None
-        session.client.put(
-            f"{self._prefix}members/{member.broker_id}", msgspec.json.encode(member), lease=session.lease
-        )
+        key, value = f"{self._prefix}members/{member.broker_id}", msgspec.json.encode(member)
+        session.connection.ask(lambda client: client.put(key, value, lease=session.lease))
         session.registered = member
 
     def _take_lead(self, session: _Session) -> None:
-        client, key = session.client, self._prefix + "leader"
-        put = client.transactions.put(key, session.nonce, lease=session.lease)
-        client.transaction(compare=[client.transactions.create(key) == 0], success=[put], failure=[])
+        key = self._prefix + "leader"
+
+        def take(client: Any) -> None:
+            put = client.transactions.put(key, session.nonce, lease=session.lease)
+            client.transaction(compare=[client.transactions.create(key) == 0], success=[put], failure=[])
+
+        session.connection.ask(take)
 
     def _raise_version(self, session: _Session, version: int, payload: bytes) -> None:
         """Never lowers it. Numbers have as many digits all, so that they compare as texts."""
-        client, key, copy = session.client, self._prefix + "version", self._prefix + "copy"
+        key, copy = self._prefix + "version", self._prefix + "copy"
         number = f"{version:020d}"
-        writes = [client.transactions.put(key, number)]
-        if len(payload) <= COPY_BYTES_MAX:
-            writes.append(client.transactions.put(copy, payload))
-        else:
-            writes.append(client.transactions.delete(copy))
-        is_first, _ = client.transaction(
-            compare=[client.transactions.create(key) == 0], success=list(writes), failure=[]
-        )
-        if not is_first:
-            client.transaction(compare=[client.transactions.value(key) < number], success=list(writes), failure=[])
+
+        def write(client: Any) -> None:
+            writes = [client.transactions.put(key, number)]
+            if len(payload) <= COPY_BYTES_MAX:
+                writes.append(client.transactions.put(copy, payload))
+            else:
+                writes.append(client.transactions.delete(copy))
+            is_first, _ = client.transaction(
+                compare=[client.transactions.create(key) == 0], success=list(writes), failure=[]
+            )
+            if not is_first:
+                client.transaction(compare=[client.transactions.value(key) < number], success=list(writes), failure=[])
+
+        session.connection.ask(write)
         session.published = max(session.published, version)
 
     def _list(self, session: _Session) -> _View:
-        answer = session.client.get_prefix_response(self._prefix)
+        answer = session.connection.ask(lambda client: client.get_prefix_response(self._prefix))
         members: list[Member] = []
         leader, version = "", 0
         for entry in answer.kvs:
@@ -424,15 +427,3 @@ class EtcdCoordination:
                 log.error("a key in etcd makes no sense", extra={"key": name, "cause": str(error)})
         members.sort(key=lambda member: member.broker_id)
         return _View(answer.header.revision, tuple(members), leader, version)
-
-
-def _content(path: str | None) -> bytes | None:
-    if path is None:
-        return None
-    with open(path, "rb") as file:
-        return file.read()
-
-
-def _text(error: BaseException) -> str:
-    details = getattr(error, "details", None)
-    return str(details() if callable(details) else error) or type(error).__name__

@@ -19,7 +19,8 @@ def open_coordination(settings: Settings, clock: Clock, random_source: random.Ra
             "brokers of a cluster share a bucket: set s3_bucket (KAFSCALE_S3_BUCKET), or leave etcd_endpoints out"
         )
     # Takes a while to import, and not everybody needs it.
-    from kafscale.coordination.etcd import EtcdCoordination, EtcdServers
+    from kafscale.coordination.etcd import EtcdCoordination
+    from kafscale.coordination.etcd_client import EtcdServers, credentials
 
     addresses = settings.etcd_endpoints.split(",")
     endpoints = [address.rpartition("//")[2].rstrip("/").rpartition(":") for address in addresses]
@@ -32,6 +33,8 @@ def open_coordination(settings: Settings, clock: Clock, random_source: random.Ra
         cert_file=settings.etcd_cert_file,
         key_file=settings.etcd_key_file,
     )
+    # Looked at now, so that a file that is missing or broken stops the start before anything is asked of anyone.
+    credentials(servers)
     return EtcdCoordination(
         servers, settings.cluster_namespace, settings.etcd_lease_ttl_ms / 1000, clock, random_source
     )

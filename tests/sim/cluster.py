@@ -20,7 +20,8 @@ import msgspec
 from kafscale.config import Settings
 from kafscale.control import PeerReleased
 from kafscale.coordination.cluster import OFFSETS_TOPIC, Assign, ClusterState, apply, decode_version, slot_of
-from kafscale.coordination.etcd import EtcdCoordination, EtcdServers
+from kafscale.coordination.etcd import EtcdCoordination
+from kafscale.coordination.etcd_client import EtcdServers
 from kafscale.coordination.store import CoordinationStore, EmbeddedCoordination
 from kafscale.errors import Corrupt
 from kafscale.storage import compaction_plan, extents, flusher, rewriting
@@ -116,7 +117,7 @@ class SimCluster:
             return EmbeddedCoordination()
         ttl_seconds = self.settings.etcd_lease_ttl_ms / 1000
         namespace = self.settings.cluster_namespace
-        return EtcdCoordination(_NO_SERVERS, namespace, ttl_seconds, clock, chance, lambda _: etcd.client(process))
+        return EtcdCoordination(_NO_SERVERS, namespace, ttl_seconds, clock, chance, lambda *_: etcd.client(process))
 
     def send_hint(self, peer: str, hint: PeerReleased) -> None:
         """A datagram: it may be lost, or come twice."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -176,8 +176,8 @@ class SimEtcd:
 
     def write(self, operations: Sequence[Any]) -> None:
         for operation in operations:
-            lease = getattr(operation, "lease", None)
-            if lease is not None and lease.id not in self._grants:
+            lease: int = getattr(operation, "lease", None) or 0
+            if lease and lease not in self._grants:
                 raise Etcd3Exception("etcdserver: requested lease not found")
         if operations:
             self.revision += 1
@@ -187,7 +187,7 @@ class SimEtcd:
                 before = self.keys.get(key)
                 created = before.create_revision if before is not None else self.revision
                 value = operation.value.encode() if isinstance(operation.value, str) else bytes(operation.value)
-                self.keys[key] = _Entry(value, created, operation.lease.id if operation.lease is not None else 0)
+                self.keys[key] = _Entry(value, created, operation.lease or 0)
             elif isinstance(operation, Delete):
                 self.keys.pop(key, None)
             else:
@@ -317,16 +317,9 @@ class SimEtcd:
         return self.world.loop.call_later(seconds, callback, *arguments, context=contextvars.Context())
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Lease:
-    client: EtcdClient
     id: int
-
-    def refresh(self) -> list[_KeptAlive]:
-        return [_KeptAlive(self.client.ask(lambda etcd: etcd.keep_alive(self.id)))]
-
-    def revoke(self) -> None:
-        self.client.ask(lambda etcd: etcd.revoke(self.id))
 
 
 @dataclass(frozen=True)
@@ -365,9 +358,15 @@ class EtcdClient:
         return wait(self._etcd.call(self._process, lambda: operation(self._etcd)))
 
     def lease(self, ttl: int) -> _Lease:
-        return _Lease(self, self.ask(lambda etcd: etcd.grant(float(ttl))))
+        return _Lease(self.ask(lambda etcd: etcd.grant(float(ttl))))
 
-    def put(self, key: str, value: bytes | str, lease: _Lease | None = None) -> None:
+    def refresh_lease(self, lease: int) -> Iterator[_KeptAlive]:
+        yield _KeptAlive(self.ask(lambda etcd: etcd.keep_alive(lease)))
+
+    def revoke_lease(self, lease: int) -> None:
+        self.ask(lambda etcd: etcd.revoke(lease))
+
+    def put(self, key: str, value: bytes | str, lease: int = 0) -> None:
         self.ask(lambda etcd: etcd.write([Put(key, value, lease)]))
 
     def get(self, key: str) -> tuple[bytes | None, object]:

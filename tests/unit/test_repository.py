@@ -31,7 +31,7 @@ HOMES = {
     "prometheus_client": "supervisor/exposition.py",
     "aiobotocore": "kafscale/storage/s3.py",
     "botocore": "kafscale/storage/s3.py",
-    "etcd3": "kafscale/coordination/etcd.py",
+    "etcd3": "kafscale/coordination/etcd_client.py",
     "cryptography": "kafscale/security/tls.py",
     "joserfc": "kafscale/security/tokens.py",
     "re2": "kafscale/security/principal_rules.py",

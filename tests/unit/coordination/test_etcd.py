@@ -10,6 +10,7 @@ import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import etcd3
 import msgspec
@@ -19,10 +20,12 @@ import trustme
 from kafscale.clock import SystemClock
 from kafscale.control import NodeAddress
 from kafscale.coordination.assignment import Incarnation
-from kafscale.coordination.etcd import EtcdCoordination, EtcdServers
+from kafscale.coordination.etcd import EtcdCoordination
+from kafscale.coordination.etcd_client import Address, EtcdServers, open_client
 from kafscale.coordination.store import ClusterIdentity, Member
 from kafscale.errors import CoordinationUnavailable, StartError
 from loadtest.etcd_server import EtcdServer
+from loadtest.proxy import CUT, HANG, PASS, Proxy
 
 IDENTITY = ClusterIdentity("a-cluster", 256, 1)
 TTL_SECONDS = 2.0
@@ -52,7 +55,14 @@ class Broker:
     def __init__(
         self, servers: EtcdServers, ttl_seconds: float = TTL_SECONDS, woken: asyncio.Event | None = None
     ) -> None:
-        self.coordination = EtcdCoordination(servers, "ns", ttl_seconds, SystemClock(), random.Random(1))
+        self.coordination = EtcdCoordination(
+            servers, "ns", ttl_seconds, SystemClock(), random.Random(1), self._open_client
+        )
+        self._loop = asyncio.get_running_loop()
+        # The endpoints at which clients were opened, those at which watches were set, and those that rang.
+        self.asked: list[Address] = []
+        self.watched: list[Address] = []
+        self.rung: list[Address] = []
         # Set by whichever broker of a test has news.
         self._woken = woken or asyncio.Event()
         self.coordination.on_change = self._changed
@@ -60,8 +70,28 @@ class Broker:
     def _changed(self) -> None:
         self._woken.set()
 
+    def _open_client(self, servers: EtcdServers, endpoint: Address, call_seconds: float) -> Any:
+        self.asked.append(endpoint)
+        """In a thread."""
+        client = open_client(servers, endpoint, call_seconds)
+        add = client.add_watch_prefix_callback
+
+        def watch(prefix: str, ring: Callable[[object], None], **options: Any) -> None:
+            def rings(event: object) -> None:
+                if not isinstance(event, Exception):
+                    self.rung.append(endpoint)
+                    self._loop.call_soon_threadsafe(self._woken.set)
+                ring(event)
+
+            add(prefix, rings, **options)
+            self.watched.append(endpoint)
+            self._loop.call_soon_threadsafe(self._woken.set)
+
+        client.add_watch_prefix_callback = watch
+        return client
+
     async def until(self, condition: Callable[[EtcdCoordination], object], what: str) -> None:
-        """Wait until a condition holds; only what is told by `on_change` is looked at."""
+        """Wait until a condition holds; it is looked at when `on_change` was called, or a watch was set or rang."""
         try:
             async with asyncio.timeout(PATIENCE_SECONDS):
                 while not condition(self.coordination):
@@ -76,13 +106,15 @@ class Broker:
 
 
 @asynccontextmanager
-async def brokers(server: EtcdServer, *numbers: int) -> AsyncIterator[list[Broker]]:
-    """Registered brokers that campaign."""
+async def brokers(
+    server: EtcdServer, *numbers: int, endpoints: tuple[Address, ...] = (), ttl_seconds: float = TTL_SECONDS
+) -> AsyncIterator[list[Broker]]:
+    """Registered brokers that campaign. `endpoints`: where they reach the server, if not directly."""
     made = []
     woken = asyncio.Event()
     try:
         for number in numbers:
-            broker = Broker(EtcdServers(endpoints=(server.endpoint,)), woken=woken)
+            broker = Broker(EtcdServers(endpoints=endpoints or (server.endpoint,)), ttl_seconds, woken)
             made.append(broker)
             await broker.coordination.open(IDENTITY)
             await broker.coordination.join(member(number))
@@ -246,6 +278,89 @@ def test_a_stopped_etcd_blocks_nobody(server: EtcdServer) -> None:
     run(scenario)
 
 
+class Links:
+    """Three ways to one etcd, each of which can be made silent (HANG) or refusing (CUT), as endpoints of a client."""
+
+    def __init__(self, server: EtcdServer) -> None:
+        self._proxy = Proxy({name: ("tcp", "{}:{}".format(*server.endpoint)) for name in "abc"})
+        self._names = {("127.0.0.1", port): name for name, port in self._proxy.ports.items()}
+        self.endpoints = tuple(self._names)
+
+    def set(self, endpoint: Address, mode: str) -> None:
+        self._proxy.set(self._names[endpoint], mode=mode)
+
+    def __enter__(self) -> Links:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._proxy.close()
+
+
+def leases(client: Any) -> dict[str, tuple[int, int]]:
+    """Of every registration and the leadership: when it was made, and its lease. Another session has another lease."""
+    found = client.get_prefix_response("/kafscale/ns/").kvs
+    return {entry.key.decode(): (entry.create_revision, entry.lease) for entry in found if entry.lease}
+
+
+# Long enough for a busy machine to answer within a quarter of it.
+LONGER_TTL_SECONDS = 4.0
+
+
+@pytest.mark.parametrize("mode", [HANG, CUT])
+def test_an_endpoint_goes_and_no_registration_does(server: EtcdServer, mode: str) -> None:
+    """Goal: when the endpoint that everyone uses falls silent or refuses, then the next one too, all keep their lease
+    through another, hear of what changes by a watch there, and are taken for lost by nobody; what comes back is used
+    again."""
+
+    async def scenario(links: Links) -> None:
+        client = etcd3.client(*server.endpoint)
+        async with brokers(server, 1, 2, endpoints=links.endpoints, ttl_seconds=LONGER_TTL_SECONDS) as made:
+            await made[0].until(lambda c: c.is_leader, "the first leads")
+            before = await asyncio.to_thread(leases, client)
+            assert len(before) == 3
+            gone: list[Address] = []
+            for version in (1, 2, 3):
+                used = made[0].watched[-1]
+                assert all(broker.watched[-1] == used for broker in made)
+                links.set(used, mode)
+                gone.append(used)
+                if version == 3:
+                    links.set(gone[0], PASS)
+                await _published(made[0], version)
+                await made[1].until(lambda c, version=version: c.newest_version == version, "the news arrive")
+                for broker in made:
+                    await broker.until(lambda _, b=broker, used=used: b.watched[-1] != used, "the watch is moved")
+                    heard = len(broker.rung)
+                    await asyncio.to_thread(client.put, "/kafscale/ns/noise", "ring")
+                    await broker.until(lambda _, b=broker, heard=heard: len(b.rung) > heard, "the watch rings")
+                    assert broker.rung[-1] == broker.watched[-1]
+            assert made[0].watched[-1] == gone[0]
+            assert await asyncio.to_thread(leases, client) == before
+            assert all(broker.coordination.is_available for broker in made)
+        client.close()
+
+    with Links(server) as links:
+        run(lambda: scenario(links))
+
+
+@pytest.mark.parametrize("mode", [HANG, CUT])
+def test_a_start_with_one_endpoint_of_three(server: EtcdServer, mode: str) -> None:
+    """Goal: a broker starts where one endpoint, or two, are silent or refusing: each is asked once, until one answers,
+    and no other from then on."""
+
+    async def scenario(links: Links) -> None:
+        gone: list[Address] = []
+        for _ in links.endpoints:
+            async with brokers(server, 1, endpoints=links.endpoints, ttl_seconds=LONGER_TTL_SECONDS) as (broker,):
+                assert broker.asked[:-1] == gone
+            gone = broker.asked
+            links.set(gone[-1], mode)
+        assert set(gone) == set(links.endpoints)
+
+    with Links(server) as links:
+        run(lambda: scenario(links))
+
+
 def test_a_compaction_harms_no_watch(server: EtcdServer) -> None:
     """Goal: history that is gone from etcd is not missed."""
 
@@ -311,7 +426,8 @@ def test_rubbish_in_a_key_is_passed_over(server: EtcdServer) -> None:
 
 
 def test_tls_and_a_password(tmp_path: Path) -> None:
-    """Goal: certificates both ways, and a user that etcd asks for; without either one is not let in."""
+    """Goal: certificates both ways, and a user that etcd asks for, at the one of several endpoints that is there;
+    without either one is not let in."""
     ca = trustme.CA()
     files = {}
     for name, issued in (("server", ca.issue_cert("127.0.0.1")), ("client", ca.issue_cert("broker.test"))):
@@ -329,12 +445,14 @@ def test_tls_and_a_password(tmp_path: Path) -> None:
             key_file=str(files["client"][1]),
         )
         _ask_for_passwords(secure)
+        secure = msgspec.structs.replace(secure, endpoints=(server.endpoint, ("127.0.0.1", 1), ("127.0.0.1", 2)))
 
         async def scenario() -> None:
             broker = Broker(secure)
             await broker.coordination.open(IDENTITY)
             await broker.coordination.join(member(1))
             await broker.until(lambda _: broker.ids == [1], "it is registered")
+            assert broker.asked[0] != broker.asked[-1] == server.endpoint
             await broker.coordination.close()
             for wrong in (
                 msgspec.structs.replace(secure, password="abracadabra"),
