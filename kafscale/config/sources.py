@@ -251,7 +251,8 @@ def _check_together(settings: Settings, sources: Mapping[str, Source]) -> list[s
             f"{_named('produce_buffer_bytes', sources)}: {settings.produce_buffer_bytes} is below "
             f"socket_request_max_bytes, {settings.socket_request_max_bytes}, so the largest request would never fit"
         )
-    _check_s3(settings, sources)
+    warnings += _check_s3(settings, sources)
+    _check_etcd(settings, sources)
     _check_acls(settings, sources)
     _check_audit(settings, sources)
     _check_peers(settings, sources)
@@ -328,7 +329,7 @@ def _check_peers(settings: Settings, sources: Mapping[str, Source]) -> None:
         )
 
 
-def _check_s3(settings: Settings, sources: Mapping[str, Source]) -> None:
+def _check_s3(settings: Settings, sources: Mapping[str, Source]) -> list[str]:
     given = [name for name in sources if name.startswith("s3_") and sources[name].kind != "default"]
     if settings.s3_bucket is None and given:
         raise UsageError(f"{_named(given[0], sources)}: there is no bucket; set s3_bucket too")
@@ -339,6 +340,43 @@ def _check_s3(settings: Settings, sources: Mapping[str, Source]) -> None:
         for name in ("s3_read_region", "s3_read_endpoint"):
             if name in given:
                 raise UsageError(f"{_named(name, sources)}: there is no replica; set s3_read_bucket too")
+    if not settings.s3_unsafe_unconditional_puts:
+        return []
+    where = _named("s3_unsafe_unconditional_puts", sources)
+    if settings.etcd_endpoints is not None:
+        raise UsageError(
+            f"{where}: nothing would fence one broker from another, and etcd_endpoints says that there are several: "
+            "they would overwrite each other's records. Leave one of the two out, or use a store that honours "
+            "If-None-Match"
+        )
+    return [
+        f"{where}: the store is not asked to prove that it honours If-None-Match. If a second broker, or a worker that "
+        "was taken for dead, writes to the bucket, acknowledged records are overwritten and nobody is told"
+    ]
+
+
+def _check_etcd(settings: Settings, sources: Mapping[str, Source]) -> None:
+    """Half a set of settings would leave TLS off, or the broker by itself: a whole cluster, which takes over the bucket
+    that it shares."""
+    given = [name for name in sources if name.startswith("etcd_") and sources[name].kind != "default"]
+    if settings.etcd_endpoints is None:
+        if given:
+            raise UsageError(f"{_named(given[0], sources)}: there is no etcd; set etcd_endpoints too")
+        return
+    for address in settings.etcd_endpoints.split(","):
+        try:
+            is_possible = Endpoint.parse(address.rpartition("//")[2].rstrip("/")).port != 0
+        except ValueError as error:
+            raise UsageError(f"{_named('etcd_endpoints', sources)}: {error}") from None
+        if not is_possible:
+            raise UsageError(f"{_named('etcd_endpoints', sources)}: {address!r}: nobody can connect to port 0")
+    for one, other, rule in (
+        ("etcd_cert_file", "etcd_key_file", "a certificate goes with its key"),
+        ("etcd_username", "etcd_password", "a user goes with a password"),
+    ):
+        if (getattr(settings, one) is None) != (getattr(settings, other) is None):
+            there, missing = (one, other)[:: 1 if getattr(settings, other) is None else -1]
+            raise UsageError(f"{_named(there, sources)}: {rule}; set {missing} too, or neither")
 
 
 def _check_acls(settings: Settings, sources: Mapping[str, Source]) -> None:

@@ -249,6 +249,58 @@ def test_s3_settings_that_make_no_sense_together(environ: dict[str, str], line: 
     assert "\n" not in str(refusal.value)
 
 
+UNCONDITIONAL = {"KAFSCALE_S3_BUCKET": "bb", "KAFSCALE_S3_UNSAFE_UNCONDITIONAL_PUTS": "true"}
+
+
+def test_puts_without_a_condition_are_warned_of() -> None:
+    """Goal: whoever waives the store's proof is told at every start what he gives up, and nobody else is."""
+    (warning,) = resolve({}, UNCONDITIONAL).warnings
+    assert warning.startswith("KAFSCALE_S3_UNSAFE_UNCONDITIONAL_PUTS: ") and "overwritten" in warning
+    assert resolve({}, UNCONDITIONAL | {"KAFSCALE_S3_UNSAFE_UNCONDITIONAL_PUTS": "false"}).warnings == ()
+
+
+def test_puts_without_a_condition_are_for_one_broker() -> None:
+    """Goal: several brokers without a fence are refused, in one line that names both settings."""
+    with pytest.raises(UsageError, match=r"^KAFSCALE_S3_UNSAFE_UNCONDITIONAL_PUTS: .*etcd_endpoints") as refusal:
+        resolve({}, UNCONDITIONAL | ETCD)
+    assert "\n" not in str(refusal.value)
+
+
+ETCD = {"KAFSCALE_ETCD_ENDPOINTS": "etcd:2379"}
+
+
+@pytest.mark.parametrize(
+    ("environ", "line"),
+    [
+        ({"KAFSCALE_ETCD_USERNAME": "u"}, "KAFSCALE_ETCD_USERNAME: there is no etcd; set etcd_endpoints too"),
+        ({"KAFSCALE_ETCD_CA_FILE": "ca.pem"}, "KAFSCALE_ETCD_CA_FILE: there is no etcd"),
+        ({"KAFSCALE_ETCD_LEASE_TTL_MS": "2000"}, "KAFSCALE_ETCD_LEASE_TTL_MS: there is no etcd"),
+        (ETCD | {"KAFSCALE_ETCD_CERT_FILE": "c"}, "KAFSCALE_ETCD_CERT_FILE: .*; set etcd_key_file too, or neither"),
+        (ETCD | {"KAFSCALE_ETCD_KEY_FILE": "k"}, "KAFSCALE_ETCD_KEY_FILE: .*; set etcd_cert_file too, or neither"),
+        (ETCD | {"KAFSCALE_ETCD_USERNAME": "u"}, "KAFSCALE_ETCD_USERNAME: .*; set etcd_password too, or neither"),
+        (ETCD | {"KAFSCALE_ETCD_PASSWORD": "sesame"}, "KAFSCALE_ETCD_PASSWORD: .*; set etcd_username too, or neither"),
+        (
+            {"KAFSCALE_ETCD_ENDPOINTS": "https://a:2379,https://b:99999"},
+            "KAFSCALE_ETCD_ENDPOINTS: 'b:99999': the port '99999' is no number from 0 to 65535",
+        ),
+        ({"KAFSCALE_ETCD_ENDPOINTS": "http://etcd:0/"}, "KAFSCALE_ETCD_ENDPOINTS: 'http://etcd:0/': .* port 0"),
+        ({"KAFSCALE_ETCD_ENDPOINTS": "[::1::2]:2379"}, "KAFSCALE_ETCD_ENDPOINTS: .* no IPv6 address"),
+    ],
+)
+def test_etcd_settings_that_make_no_sense_together(environ: dict[str, str], line: str) -> None:
+    """Goal: half a login, half a certificate, a port that is none, and an etcd that is nowhere: one line that names the
+    variable and no secret, not a broker that starts as the whole cluster."""
+    with pytest.raises(UsageError, match=f"^{line}") as refusal:
+        resolve({}, environ)
+    assert "\n" not in str(refusal.value) and "sesame" not in str(refusal.value)
+
+
+def test_etcd_settings_that_make_sense_together() -> None:
+    names = ("CA_FILE", "CERT_FILE", "KEY_FILE", "USERNAME", "PASSWORD")
+    resolve({}, ETCD | {f"KAFSCALE_ETCD_{name}": "x" for name in names})
+    resolve({}, {"KAFSCALE_ETCD_ENDPOINTS": "https://etcd_0.etcd:2379,[2001:db8::1]:65535"})
+
+
 @pytest.mark.parametrize(
     ("environ", "line"),
     [

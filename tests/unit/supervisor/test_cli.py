@@ -79,6 +79,8 @@ def test_every_setting_has_its_flag() -> None:
     bucket = {"KAFSCALE_S3_BUCKET": "bucket", "KAFSCALE_S3_READ_BUCKET": "replica"}
     files = ("CERT_FILE", "KEY_FILE", "CLIENT_CA_FILE")
     tls = {f"KAFSCALE_BROKER_TLS_{name}": "file" for name in files}
+    etcd = {f"KAFSCALE_ETCD_{name}": "text" for name in ("CERT_FILE", "KEY_FILE", "USERNAME", "PASSWORD")}
+    etcd |= {"KAFSCALE_ETCD_ENDPOINTS": "etcd:2379"}
     for declaration in DECLARATIONS:
         if declaration.flag is None:
             assert declaration.setting.secret
@@ -107,6 +109,7 @@ def test_every_setting_has_its_flag() -> None:
         environment = {"KAFSCALE_ACL_ENABLED": "true"} if declaration.name == "super_users" else {}
         environment |= {"KAFSCALE_AUDIT_LOG": "file"} if declaration.name.startswith("audit_") else {}
         environment |= bucket if declaration.name.startswith("s3_") else {}
+        environment |= etcd if declaration.name.startswith("etcd_") else {}
         environment |= tls if declaration.name.startswith(("broker_tls_", "principal_source")) else {}
         assert serve("serve", declaration.flag, text, **environment).sources[declaration.name].kind == "flag"
 
