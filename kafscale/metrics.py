@@ -252,7 +252,7 @@ SLOTS_RELEASED = _declare.counter(
 # The object store and what is kept from it.
 STORE_OPERATIONS = _declare.counter(
     "kafscale_store_operations_total",
-    "Object store requests.",
+    "Object store requests as they are billed: each page of a listing, each try.",
     {"operation": STORE_VERBS, "purpose": STORE_PURPOSES},
     sparse=True,
 )

@@ -33,7 +33,7 @@ from kafscale.quota_use import QuotaUse
 from kafscale.security.cluster_secret import ClusterSecret, read_secret
 from kafscale.storage.directory import check_format, complete_names
 from kafscale.storage.keys import Keys
-from kafscale.storage.metered import MeteredStore
+from kafscale.storage.metered import Meter
 from kafscale.storage.opening import open_proven_store
 from kafscale.storage.store import ObjectStore
 from kafscale.storage.threads import Threads
@@ -200,9 +200,9 @@ class Supervisor:
         assert listeners is not None
         children = [await spawner.start() for _ in range(settings.workers)]
         keys = Keys(settings.cluster_namespace)
-        store = await open_proven_store(settings, keys, self._clock, self._random)
         requests = MetricsBlock.in_memory()
-        store = self._store = MeteredStore(store, requests.cells, self._clock)
+        meter = Meter(requests.cells, self._clock)
+        store = self._store = await open_proven_store(settings, keys, self._clock, self._random, meter)
         metrics_port = http_socket.getsockname()[1]
         control_plane = self._control_plane = ControlPlane(
             settings,

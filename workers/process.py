@@ -42,6 +42,7 @@ from kafscale.errors import KafscaleError
 from kafscale.metrics import ACL_SNAPSHOTS_REFUSED, MetricsBlock
 from kafscale.quota_use import QuotaUse
 from kafscale.security.snapshot import Snapshot
+from kafscale.storage.metered import Meter
 from kafscale.storage.opening import open_store
 from workers.acceptor import BACKLOG, Acceptor, Pace
 from workers.peers.outgoing import OutgoingLink
@@ -141,7 +142,7 @@ class Process(asyncio.Protocol):
         self._configure = configure
         # Ids must differ between incarnations: seeded by the operating system.
         source = random.Random(int.from_bytes(os.urandom(16), "big"))  # nosec B311
-        store = open_store(settings, self._clock, source)
+        store = open_store(settings, self._clock, source, Meter(metrics.cells, self._clock))
         self._worker = Worker(
             configure,
             store,

@@ -65,7 +65,6 @@ from kafscale.storage.flush import Flush
 from kafscale.storage.flusher import Flusher, FlushPolicy
 from kafscale.storage.keys import Keys
 from kafscale.storage.log_objects import Kind, Seal, encode_small
-from kafscale.storage.metered import MeteredStore
 from kafscale.storage.planted import NO_BUGS, PlantedBugs
 from kafscale.storage.published import PublishedSlots
 from kafscale.storage.reads import ColdReader
@@ -123,8 +122,8 @@ async def _listen_nowhere() -> None:
 
 
 class Worker:
-    """One worker incarnation. `send` writes to the supervisor; `on_stopped` is called once, with the reason, when this
-    incarnation has ended other than by `drain`."""
+    """One worker incarnation. `store` counts its own requests. `send` writes to the supervisor; `on_stopped` is called
+    once, with the reason, when this incarnation has ended other than by `drain`."""
 
     def __init__(
         self,
@@ -149,23 +148,23 @@ class Worker:
         self._metrics = metrics
         self._send = send
         self._on_stopped = on_stopped
-        self._store = metered = MeteredStore(store, metrics.cells, clock)
+        self._store = store
         self._tasks: set[asyncio.Task[None]] = set()
         self._drained: asyncio.Task[None] | None = None
         keys = Keys(settings.cluster_namespace)
         self.cluster = _view_of(configure)
-        self.log = WorkerLog(metered, keys, configure.log_id, clock, random_source, self._fenced, bugs)
+        self.log = WorkerLog(store, keys, configure.log_id, clock, random_source, self._fenced, bugs)
         tail = TailCache(settings.cache_bytes - settings.cache_bytes // COLD_SHARE)
         self.flusher = Flusher(self.log, keys, clock, _flush_policy(settings), tail, self._flushed, bugs)
-        reader = ColdReader(metered, clock, lambda: settings.cache_bytes - tail.bytes)
+        reader = ColdReader(store, clock, lambda: settings.cache_bytes - tail.bytes)
         self.groups = Groups(settings, clock, self.cluster, self.flusher, reader, random_source, metrics)
         patience_seconds = settings.slot_release_timeout_ms / 1000
-        earlier = EarlierLogs(metered, keys, clock, random_source, configure.log_id, patience_seconds, bugs)
+        earlier = EarlierLogs(store, keys, clock, random_source, configure.log_id, patience_seconds, bugs)
         self.ownership = Ownership(
-            settings, metered, earlier, clock, random_source, self.cluster, self.log_id, self.flusher, self.groups, bugs
+            settings, store, earlier, clock, random_source, self.cluster, self.log_id, self.flusher, self.groups, bugs
         )
         self.checkpointer = Checkpointer(
-            settings, metered, keys, clock, random_source, self.log, self.flusher, self.ownership, bugs
+            settings, store, keys, clock, random_source, self.log, self.flusher, self.ownership, bugs
         )
         self._admin = Admin(clock, send)
         self._audit_topic = AuditTopic(
@@ -176,9 +175,9 @@ class Worker:
         self.audit = None if settings.audit_log == "off" else Recorder(settings, clock, metrics, self.node_id, send)
         self.quotas = Quotas(clock, metrics, quota_use or QuotaUse.alone(), self.cluster.state.quotas)
         self.authenticator = self._make_authenticator()
-        published = PublishedSlots(metered, keys, clock, random_source)
+        published = PublishedSlots(store, keys, clock, random_source)
         self._read_replicas = ReadReplicas(published, clock, self.cluster, settings)
-        context = self._make_context(reader, ProducerIds(metered, keys, clock, random_source, self.log_id), bugs)
+        context = self._make_context(reader, ProducerIds(store, keys, clock, random_source, self.log_id), bugs)
         slabs = SlabPool(SLAB_BYTES, settings.cache_bytes + settings.produce_buffer_bytes, tail.evict)
         self._securing = asyncio.Lock()
         self._security = configure.security

@@ -1,10 +1,17 @@
-"""A wrapper of any object store that counts its requests, bytes, errors and PUT times. It changes nothing else."""
+"""What is asked of an object store, counted where it is asked, as it is billed: every request, whatever comes of it.
+
+`Meter` knows the cells of a metrics block that are for this. `S3Store` counts each of its requests by one: every page
+of a listing and every batch of a deletion, and again whatever is tried again by those above it. A store that makes no
+requests is wrapped in a `MeteredStore`, for which a call is one; it changes nothing else.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Self
 
-from kafscale.clock import Clock
+from kafscale.clock import Clock, SystemClock
 from kafscale.errors import (
     ObjectExists,
     ObjectMissing,
@@ -14,7 +21,15 @@ from kafscale.errors import (
     StoreUnavailable,
     StoreUnclear,
 )
-from kafscale.metrics import STORE_BYTES, STORE_DELETED, STORE_ERRORS, STORE_OPERATIONS, STORE_PUT_LATENCY
+from kafscale.metrics import (
+    STORE_BYTES,
+    STORE_DELETED,
+    STORE_ERRORS,
+    STORE_OPERATIONS,
+    STORE_PUT_LATENCY,
+    STORE_VERBS,
+    MetricsBlock,
+)
 from kafscale.storage.store import Buffer, ObjectInfo, ObjectStore, Purpose
 
 _ERROR_NAMES = {
@@ -27,83 +42,87 @@ _ERROR_NAMES = {
 }
 
 
-class MeteredStore:
-    """`store`, counted in the cells of a metrics block."""
+class Meter:
+    """Counts in the cells of a metrics block: requests, bytes, errors, and how long PUTs took."""
 
-    def __init__(self, store: ObjectStore, cells: memoryview[int], clock: Clock) -> None:
-        self._store = store
+    def __init__(self, cells: memoryview[int], clock: Clock) -> None:
         self._cells = cells
         self._clock = clock
-        self._operations = {(verb, p): STORE_OPERATIONS.at(verb, p) for verb in _VERBS for p in Purpose}
-        self._bytes = {(verb, p): STORE_BYTES.at(verb, p) for verb in _VERBS for p in Purpose}
+        self._operations = {(verb, p): STORE_OPERATIONS.at(verb, p) for verb in STORE_VERBS for p in Purpose}
+        self._bytes = {(verb, p): STORE_BYTES.at(verb, p) for verb in STORE_VERBS for p in Purpose}
+
+    @classmethod
+    def unread(cls) -> Self:
+        """One whose figures nobody looks at."""
+        return cls(MetricsBlock.in_memory().cells, SystemClock())
+
+    @contextmanager
+    def request(self, verb: str, purpose: Purpose, byte_count: int = 0) -> Iterator[None]:
+        """A request is made inside, which sends that many bytes of objects. What it raises is a StoreError."""
+        began = self._clock.monotonic()
+        self._cells[self._operations[verb, purpose]] += 1
+        self._cells[self._bytes[verb, purpose]] += byte_count
+        try:
+            yield
+        except StoreError as error:
+            self._cells[STORE_ERRORS.at(verb, _ERROR_NAMES.get(type(error), "failed"))] += 1
+            raise
+        if verb == "put":
+            STORE_PUT_LATENCY.observe(self._cells, int((self._clock.monotonic() - began) * 1e6))
+
+    def received(self, purpose: Purpose, byte_count: int) -> None:
+        """A GET brought that many bytes."""
+        self._cells[self._bytes["get", purpose]] += byte_count
+
+    def deleted(self, count: int) -> None:
+        """A deletion took that many objects."""
+        self._cells[STORE_DELETED] += count
+
+
+class MeteredStore:
+    """`store`, of which every call counts as one request."""
+
+    def __init__(self, store: ObjectStore, meter: Meter) -> None:
+        self._store = store
+        self._meter = meter
+
+    def __str__(self) -> str:
+        return str(self._store)
 
     async def put_if_absent(self, key: str, parts: Sequence[Buffer], purpose: Purpose) -> None:
-        began = self._clock.monotonic()
-        self._count("put", purpose, sum(map(len, parts)))
-        try:
+        with self._meter.request("put", purpose, sum(map(len, parts))):
             await self._store.put_if_absent(key, parts, purpose)
-        except StoreError as error:
-            self._fail("put", error)
-            raise
-        STORE_PUT_LATENCY.observe(self._cells, int((self._clock.monotonic() - began) * 1e6))
 
     async def get(self, key: str, purpose: Purpose) -> bytes:
-        try:
+        with self._meter.request("get", purpose):
             data = await self._store.get(key, purpose)
-        except StoreError as error:
-            self._fail("get", error)
-            raise
-        self._count("get", purpose, len(data))
+        self._meter.received(purpose, len(data))
         return data
 
     async def get_range(self, key: str, position: int, length: int, purpose: Purpose) -> bytes:
-        try:
+        with self._meter.request("get", purpose):
             data = await self._store.get_range(key, position, length, purpose)
-        except StoreError as error:
-            self._fail("get", error)
-            raise
-        self._count("get", purpose, len(data))
+        self._meter.received(purpose, len(data))
         return data
 
     async def get_tail(self, key: str, length: int, purpose: Purpose) -> tuple[bytes, int]:
-        try:
+        with self._meter.request("get", purpose):
             data, size = await self._store.get_tail(key, length, purpose)
-        except StoreError as error:
-            self._fail("get", error)
-            raise
-        self._count("get", purpose, len(data))
+        self._meter.received(purpose, len(data))
         return data, size
 
     async def exists(self, key: str, purpose: Purpose) -> bool:
-        self._count("get", purpose, 0)
-        return await self._store.exists(key, purpose)
+        with self._meter.request("get", purpose):
+            return await self._store.exists(key, purpose)
 
     async def list(self, prefix: str, purpose: Purpose, start_after: str = "") -> list[ObjectInfo]:
-        self._count("list", purpose, 0)
-        try:
+        with self._meter.request("list", purpose):
             return await self._store.list(prefix, purpose, start_after)
-        except StoreError as error:
-            self._fail("list", error)
-            raise
 
     async def delete(self, keys: Sequence[str], purpose: Purpose) -> None:
-        self._count("delete", purpose, 0)
-        try:
+        with self._meter.request("delete", purpose):
             await self._store.delete(keys, purpose)
-        except StoreError as error:
-            self._fail("delete", error)
-            raise
-        self._cells[STORE_DELETED] += len(keys)
+        self._meter.deleted(len(keys))
 
     async def close(self) -> None:
         await self._store.close()
-
-    def _count(self, verb: str, purpose: Purpose, byte_count: int) -> None:
-        self._cells[self._operations[verb, purpose]] += 1
-        self._cells[self._bytes[verb, purpose]] += byte_count
-
-    def _fail(self, verb: str, error: StoreError) -> None:
-        self._cells[STORE_ERRORS.at(verb, _ERROR_NAMES.get(type(error), "failed"))] += 1
-
-
-_VERBS = ("put", "get", "list", "delete")

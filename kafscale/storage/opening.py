@@ -9,6 +9,7 @@ from kafscale.clock import Clock
 from kafscale.config import Settings
 from kafscale.storage.keys import Keys
 from kafscale.storage.local import LocalStore
+from kafscale.storage.metered import Meter, MeteredStore
 from kafscale.storage.probe import prove_conditional_puts
 from kafscale.storage.store import ObjectStore
 
@@ -17,10 +18,14 @@ STORE_THREADS = 4
 _CONNECT_SHARE = 0.3
 
 
-def open_store(settings: Settings, clock: Clock, random_source: random.Random) -> ObjectStore:
-    """The store; nothing is asked of it yet. Raises OSError where the data directory can't be made."""
+def open_store(
+    settings: Settings, clock: Clock, random_source: random.Random, meter: Meter | None = None
+) -> ObjectStore:
+    """The store, every request to which `meter` counts; nothing is asked of it yet. Raises OSError where the data
+    directory can't be made."""
     if settings.s3_bucket is None:
-        return LocalStore(Path(settings.data_dir), STORE_THREADS)
+        local = LocalStore(Path(settings.data_dir), STORE_THREADS)
+        return local if meter is None else MeteredStore(local, meter)
     # Takes a while to import, and not everybody needs it.
     from kafscale.storage.replica import ReplicaReads
     from kafscale.storage.retrying import RetryingStore
@@ -43,6 +48,7 @@ def open_store(settings: Settings, clock: Clock, random_source: random.Random) -
             connect_timeout_s=seconds * _CONNECT_SHARE,
             read_timeout_s=seconds * (1 - _CONNECT_SHARE),
             conditional_puts=not settings.s3_unsafe_unconditional_puts,
+            meter=meter,
         )
 
     store: ObjectStore = bucket(settings.s3_bucket, settings.s3_region, settings.s3_endpoint)
@@ -56,10 +62,12 @@ def open_store(settings: Settings, clock: Clock, random_source: random.Random) -
     return RetryingStore(store, clock, random_source)
 
 
-async def open_proven_store(settings: Settings, keys: Keys, clock: Clock, random_source: random.Random) -> ObjectStore:
-    """The store, asked to prove that of many who create an object one wins, unless a person has waived that. (A
-    directory's file system proves it by being POSIX.) Raises OSError, StartError."""
-    store = open_store(settings, clock, random_source)
+async def open_proven_store(
+    settings: Settings, keys: Keys, clock: Clock, random_source: random.Random, meter: Meter
+) -> ObjectStore:
+    """The store as by `open_store`, asked to prove that of many who create an object one wins, unless a person has
+    waived that. (A directory's file system proves it by being POSIX.) Raises OSError, StartError."""
+    store = open_store(settings, clock, random_source, meter)
     if settings.s3_bucket is not None and not settings.s3_unsafe_unconditional_puts:
         try:
             await prove_conditional_puts(store, keys, clock, random_source)

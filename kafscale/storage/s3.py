@@ -51,6 +51,7 @@ from kafscale.errors import (
     StoreUnclear,
 )
 from kafscale.storage.keys import check_key
+from kafscale.storage.metered import Meter
 from kafscale.storage.store import Buffer, ObjectInfo, Purpose
 
 DELETE_BATCH = 1000
@@ -59,6 +60,8 @@ URGENT_CONNECTIONS = 16
 _URGENT = frozenset({Purpose.FLUSH, Purpose.CHECKPOINT, Purpose.CLUSTER, Purpose.RECOVERY})
 # The request never reached the store.
 _NOT_SENT = (ConnectTimeoutError, ProxyConnectionError, SSLError)
+# Nor is it known that it did where one of these comes.
+_UNANSWERED = (*_NOT_SENT, EndpointConnectionError, HTTPClientError, TransportError, TimeoutError, OSError)
 _MISSING = "NoSuchKey"
 # With these nothing was applied, whatever the status.
 _REFUSALS = frozenset({"SlowDown", "Throttling", "ThrottlingException", "TooManyRequests", "RequestLimitExceeded"})
@@ -94,11 +97,14 @@ class S3Store:
         connect_timeout_s: float = 3.0,
         read_timeout_s: float = 10.0,
         conditional_puts: bool = True,
+        meter: Meter | None = None,
     ) -> None:
         """`concurrency` bounds requests that can wait (reading back, compaction, sweeping). Without `conditional_puts`
-        a put looks first and then writes: for a store that ignores the condition, and a single broker."""
+        a put looks first and then writes: for a store that ignores the condition, and a single broker. `meter` counts
+        every request."""
         self._target = target
         self._conditional_puts = conditional_puts
+        self._meter = meter or Meter.unread()
         self._timeout_s = connect_timeout_s + read_timeout_s
         self._config = AioConfig(
             retries={"total_max_attempts": 1, "mode": "standard"},
@@ -128,7 +134,7 @@ class S3Store:
             arguments["IfNoneMatch"] = "*"
         if self._target.kms_arn:
             arguments |= {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": self._target.kms_arn}
-        async with self._asking("put", purpose, f"put {key}") as client:
+        async with self._asking("put", purpose, f"put {key}", len(body)) as client:
             await client.put_object(Bucket=self._target.bucket, Key=key, **arguments)
 
     async def get(self, key: str, purpose: Purpose) -> bytes:
@@ -151,11 +157,15 @@ class S3Store:
         return data if length else b"", size
 
     async def exists(self, key: str, purpose: Purpose) -> bool:
-        try:
-            await self.get_range(key, 0, 1, purpose)
-        except ObjectMissing:
-            return False
-        return True
+        check_key(key)
+        async with self._asking("get", purpose, f"look for {key}") as client:
+            try:
+                await self._fetch(client, key, "bytes=0-0")
+            except ClientError as error:
+                if not _is_missing(error):
+                    raise
+                return False
+            return True
 
     async def list(self, prefix: str, purpose: Purpose, start_after: str = "") -> list[ObjectInfo]:
         if prefix:
@@ -190,6 +200,7 @@ class S3Store:
                     f"{self}: {len(kept)} of {len(named)} objects could not be deleted, the first,"
                     f" {kept[0].get('Key')}: {kept[0].get('Code')} {kept[0].get('Message')}"
                 )
+            self._meter.deleted(len(named))
 
     async def close(self) -> None:
         if self._opening is not None:
@@ -199,29 +210,17 @@ class S3Store:
     # The client
 
     @asynccontextmanager
-    async def _asking(self, verb: str, purpose: Purpose, what: str) -> AsyncIterator[Any]:
-        """The client, for one request; what goes wrong comes out in terms of the store's errors."""
-        is_write = verb == "put"
-        try:
-            if purpose in _URGENT:
-                yield await self._client()
-            else:
-                async with self._patient:
+    async def _asking(self, verb: str, purpose: Purpose, what: str, byte_count: int = 0) -> AsyncIterator[Any]:
+        """The client, for one request, which is counted; what goes wrong comes out in terms of the store's errors."""
+        with self._meter.request(verb, purpose, byte_count):
+            try:
+                if purpose in _URGENT:
                     yield await self._client()
-        except ClientError as error:
-            raise self._refused(error, what, is_write) from error
-        except (*_NOT_SENT, EndpointConnectionError, HTTPClientError, TransportError, TimeoutError, OSError) as error:
-            if _was_not_sent(error):
-                raise StoreUnavailable(f"{self} can't be reached: {error}") from error
-            message = f"{self} did not answer ({what}): {error or type(error).__name__}"
-            raise (StoreUnclear(message) if is_write else StoreUnavailable(message)) from error
-        except BotoCoreError as error:
-            # Found out before anything was sent: no credentials, a region or an endpoint that can't be.
-            raise StoreUnavailable(f"{self} can't be asked: {error}") from error
-        except Exception as error:
-            # What came is no answer of S3's, and botocore stumbled over it, or this file did.
-            message = f"{self} gave no sound answer ({what}): {error!r}"
-            raise (StoreUnclear(message) if is_write else StoreUnavailable(message)) from error
+                else:
+                    async with self._patient:
+                        yield await self._client()
+            except Exception as error:
+                raise self._meaning(error, what, is_write=verb == "put") from error
 
     async def _client(self) -> Any:
         opening = self._opening
@@ -256,29 +255,50 @@ class S3Store:
 
     async def _read(self, key: str, byte_range: str | None, purpose: Purpose) -> tuple[bytes, int]:
         """The bytes, and the size of the whole object (0 where nothing of the range is in it)."""
-        arguments = {} if byte_range is None else {"Range": byte_range}
         async with self._asking("get", purpose, f"get {key}") as client:
-            try:
-                answer = await client.get_object(Bucket=self._target.bucket, Key=key, **arguments)
-            except ClientError as error:
-                if _status(error) != 416:
-                    raise
-                return b"", 0
-            data: bytes = await _whole(answer["Body"].read(), self._timeout_s)
-            expected = answer.get("ContentLength")
-            if expected is None and not _is_chunked(answer):
-                raise TransportError(f"{key} came without its length")
-            # The HTTP client has seen to it that there was a last chunk.
-            expected = len(data) if expected is None else int(expected)
-            if len(data) != expected:
-                raise TransportError(f"{key} ended after {len(data)} of {expected} bytes")
-            _, _, size = answer.get("ContentRange", "").rpartition("/")
-            return data, int(size) if size.isdigit() else expected
+            data, size = await self._fetch(client, key, byte_range)
+        self._meter.received(purpose, len(data))
+        return data, size
+
+    async def _fetch(self, client: Any, key: str, byte_range: str | None) -> tuple[bytes, int]:
+        arguments = {} if byte_range is None else {"Range": byte_range}
+        try:
+            answer = await client.get_object(Bucket=self._target.bucket, Key=key, **arguments)
+        except ClientError as error:
+            if _status(error) != 416:
+                raise
+            return b"", 0
+        data: bytes = await _whole(answer["Body"].read(), self._timeout_s)
+        expected = answer.get("ContentLength")
+        if expected is None and not _is_chunked(answer):
+            raise TransportError(f"{key} came without its length")
+        # The HTTP client has seen to it that there was a last chunk.
+        expected = len(data) if expected is None else int(expected)
+        if len(data) != expected:
+            raise TransportError(f"{key} ended after {len(data)} of {expected} bytes")
+        _, _, size = answer.get("ContentRange", "").rpartition("/")
+        return data, int(size) if size.isdigit() else expected
+
+    def _meaning(self, error: Exception, what: str, is_write: bool) -> StoreError:
+        """What it means for the caller that a request came to this."""
+        if isinstance(error, ClientError):
+            return self._refused(error, what, is_write)
+        if isinstance(error, _UNANSWERED):
+            if _was_not_sent(error):
+                return StoreUnavailable(f"{self} can't be reached: {error}")
+            message = f"{self} did not answer ({what}): {error or type(error).__name__}"
+        elif isinstance(error, BotoCoreError):
+            # Found out before anything was sent: no credentials, a region or an endpoint that can't be.
+            return StoreUnavailable(f"{self} can't be asked: {error}")
+        else:
+            # What came is no answer of S3's, and botocore stumbled over it, or this file did.
+            message = f"{self} gave no sound answer ({what}): {error!r}"
+        return StoreUnclear(message) if is_write else StoreUnavailable(message)
 
     def _refused(self, error: ClientError, what: str, is_write: bool) -> StoreError:
         """What an answer of the store means."""
-        status, code = _status(error), str(error.response.get("Error", {}).get("Code", ""))
-        if code == _MISSING and error.operation_name == "GetObject":
+        status, code = _status(error), _code(error)
+        if _is_missing(error):
             return ObjectMissing(f"there is no object to {what}")
         if is_write and (status == 412 or code == "PreconditionFailed"):
             return ObjectExists(f"the key is taken ({what})")
@@ -323,6 +343,14 @@ def _was_not_sent(error: Exception) -> bool:
     if isinstance(error, EndpointConnectionError):
         return isinstance(error.kwargs.get("error"), ClientConnectorError | gaierror)
     return isinstance(error, _NOT_SENT)
+
+
+def _is_missing(error: ClientError) -> bool:
+    return _code(error) == _MISSING and error.operation_name == "GetObject"
+
+
+def _code(error: ClientError) -> str:
+    return str(error.response.get("Error", {}).get("Code", ""))
 
 
 def _status(error: ClientError) -> int:

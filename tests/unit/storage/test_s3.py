@@ -6,8 +6,6 @@ import asyncio
 import base64
 import json
 import os
-import socket
-import struct
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -26,107 +24,31 @@ from kafscale.errors import (
 )
 from kafscale.storage.s3 import S3Store, S3Target
 from kafscale.storage.store import ObjectStore, Purpose
+from tests.unit.storage.scripted_s3 import CHUNKED, PAGE, Respond, hang, raw, reset, reset_hard, serving, short, status
 
-Respond = Callable[[bytes, asyncio.StreamWriter], Awaitable[None]]
 HANG_SECONDS = 0.3
-
-
-class Server:
-    """Answers every request as `respond` does; keeps what was asked."""
-
-    def __init__(self, respond: Respond) -> None:
-        self.requests: list[bytes] = []
-        self._respond = respond
-
-    async def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            while True:
-                head = await reader.readuntil(b"\r\n\r\n")
-                fields = dict(line.lower().split(b": ", 1) for line in head.split(b"\r\n")[1:] if b": " in line)
-                if fields.get(b"expect") == b"100-continue":
-                    writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-                body = await reader.readexactly(int(fields.get(b"content-length", 0)))
-                self.requests.append(head + body)
-                await self._respond(head, writer)
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass
-        finally:
-            writer.close()
-
-
-def status(code: int, error: str = "", body: bytes | None = None, more: str = "") -> Respond:
-    """Answer with a status, and an S3 error document or a body."""
-
-    async def respond(head: bytes, writer: asyncio.StreamWriter) -> None:
-        content = f"<Error><Code>{error}</Code><Message>because</Message></Error>".encode() if body is None else body
-        writer.write(f"HTTP/1.1 {code} X\r\ncontent-length: {len(content)}\r\n{more}\r\n".encode() + content)
-        await writer.drain()
-
-    return respond
-
-
-async def reset(head: bytes, writer: asyncio.StreamWriter) -> None:
-    """The connection breaks once the request was taken."""
-    writer.transport.abort()
-
-
-async def reset_hard(head: bytes, writer: asyncio.StreamWriter) -> None:
-    """The same, and the client is told so by a RST."""
-    writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    writer.transport.abort()
-
-
-async def hang(head: bytes, writer: asyncio.StreamWriter) -> None:
-    """No answer for as long as the client waits."""
-    await asyncio.get_running_loop().create_future()
-
-
-async def short(head: bytes, writer: asyncio.StreamWriter) -> None:
-    """Half a body, and then the connection breaks."""
-    writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhalf.")
-    await writer.drain()
-    writer.close()
-
-
-def raw(answer: bytes, is_over: bool = False) -> Respond:
-    """An answer as it goes over the wire, and the end of the connection after it."""
-
-    async def respond(head: bytes, writer: asyncio.StreamWriter) -> None:
-        writer.write(answer)
-        await writer.drain()
-        if is_over:
-            writer.close()
-
-    return respond
-
-
-CHUNKED = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhalf.\r\n"
-PAGE = b"<html><body>404 Not Found, says the proxy</body></html>"
 
 
 def asked(respond: Respond, call: Callable[[ObjectStore], Awaitable[object]]) -> tuple[object, list[bytes]]:
     """The outcome of a call (a result, or an error), and the requests that it made."""
 
     async def scenario() -> tuple[object, list[bytes]]:
-        server = Server(respond)
-        listening = await asyncio.start_server(server.accept, "127.0.0.1", 0)
-        port = listening.sockets[0].getsockname()[1]
-        target = S3Target(
-            bucket="bucket",
-            endpoint=f"http://127.0.0.1:{port}",
-            path_style=True,
-            access_key="key",
-            secret_key="secret",
-            kms_arn="arn:aws:kms:eu-west-1:1:key/2",
-        )
-        store = S3Store(target, connect_timeout_s=HANG_SECONDS, read_timeout_s=HANG_SECONDS)
-        try:
-            return await call(store), server.requests
-        except StoreError as error:
-            return error, server.requests
-        finally:
-            await store.close()
-            listening.close()
+        async with serving(respond) as (endpoint, requests):
+            target = S3Target(
+                bucket="bucket",
+                endpoint=endpoint,
+                path_style=True,
+                access_key="key",
+                secret_key="secret",
+                kms_arn="arn:aws:kms:eu-west-1:1:key/2",
+            )
+            store = S3Store(target, connect_timeout_s=HANG_SECONDS, read_timeout_s=HANG_SECONDS)
+            try:
+                return await call(store), requests
+            except StoreError as error:
+                return error, requests
+            finally:
+                await store.close()
 
     return asyncio.run(scenario())
 
@@ -326,19 +248,13 @@ def on_instance(
 
     async def run() -> None:
         instance = Instance()
-        listening = [
-            await asyncio.start_server(Server(respond).accept, "127.0.0.1", 0)
-            for respond in (instance.metadata, instance.bucket)
-        ]
-        metadata, bucket = (f"http://127.0.0.1:{each.sockets[0].getsockname()[1]}" for each in listening)
-        monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", metadata)
-        store = S3Store(S3Target(bucket="bucket", endpoint=bucket, path_style=True))
-        try:
-            await scenario(instance, store)
-        finally:
-            await store.close()
-            for each in listening:
-                each.close()
+        async with serving(instance.metadata) as (metadata, _), serving(instance.bucket) as (bucket, _):
+            monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", metadata)
+            store = S3Store(S3Target(bucket="bucket", endpoint=bucket, path_style=True))
+            try:
+                await scenario(instance, store)
+            finally:
+                await store.close()
 
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)

@@ -37,6 +37,7 @@ from kafscale.protocol.messages.produce import PartitionProduceData, ProduceRequ
 from kafscale.protocol.schema import Message
 from kafscale.quota_use import QuotaUse
 from kafscale.storage.keys import Keys
+from kafscale.storage.metered import Meter, MeteredStore
 from kafscale.storage.partition import PartitionLog
 from kafscale.storage.reads import ColdReader
 from kafscale.storage.store import Buffer, Purpose
@@ -178,7 +179,7 @@ class WholeWorker:
         )
         self.worker = Worker(
             configure,
-            self.store,
+            MeteredStore(self.store, Meter(self.metrics.cells, self.clock)),
             self.clock,
             random.Random(log_number),
             self.metrics,
