@@ -63,7 +63,9 @@ CLOSE_REASONS = (
 PEER_REASONS = ("magic", "version", "cluster", "node", "secret", "message", "forged", "limit", "unreachable")
 MECHANISMS = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER", "TLS", "other")
 STORE_VERBS = ("put", "get", "list", "delete")
-STORE_PURPOSES = ("flush", "compaction", "cold_read", "recovery", "checkpoint", "manifest", "cluster", "sweep")
+STORE_PURPOSES = (
+    *("flush", "compaction", "cold_read", "second_read", "recovery", "checkpoint", "manifest", "cluster", "sweep"),
+)
 
 # KafScale's actions, and what it has no action for; and what they are asked for on.
 ACTIONS = (
@@ -268,6 +270,12 @@ STORE_ERRORS = _declare.counter(
     {"operation": STORE_VERBS, "error": ("unavailable", "unclear", "exists", "missing", "failed")},
 )
 STORE_DELETED = _declare.counter("kafscale_store_deleted_objects_total", "Objects that those requests deleted.")
+REPLICA_PASSED_OVER = _declare.counter(
+    "kafscale_store_replica_passed_over_total",
+    "Reads of older data that the bucket served in place of its replica (s3_read_bucket), by what was wrong with it.",
+    {"reason": ("missing", "short", "damaged", "unavailable", "paused")},
+    sparse=True,
+)
 STORE_PUT_LATENCY = _declare.latency("kafscale_store_put_seconds", "Duration of single PUTs.")
 CACHE_HITS = _declare.counter("kafscale_cache_hits_total", "Reads of batches served from memory.")
 CACHE_MISSES = _declare.counter("kafscale_cache_misses_total", "Reads of batches that went to the store.")

@@ -221,7 +221,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     s3_timeout_ms: Annotated[int, Setting("A request that has no answer by then is given up.", 100, 300_000)] = 10_000
     s3_read_bucket: Annotated[
         str | None,
-        Setting("A replica of the bucket that older data is read from.", auto="none", pattern=_BUCKET, metavar="NAME"),
+        Setting(
+            "A replica of the bucket that older data is read from; what it lacks or has damaged comes from the bucket.",
+            auto="none",
+            pattern=_BUCKET,
+            metavar="NAME",
+        ),
     ] = None
     s3_read_region: Annotated[str | None, Setting("The replica's region.", auto="the bucket's")] = None
     s3_read_endpoint: Annotated[

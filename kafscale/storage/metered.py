@@ -22,6 +22,7 @@ from kafscale.errors import (
     StoreUnclear,
 )
 from kafscale.metrics import (
+    REPLICA_PASSED_OVER,
     STORE_BYTES,
     STORE_DELETED,
     STORE_ERRORS,
@@ -77,6 +78,10 @@ class Meter:
     def deleted(self, count: int) -> None:
         """A deletion took that many objects."""
         self._cells[STORE_DELETED] += count
+
+    def replica_passed_over(self, reason: str) -> None:
+        """A read that a replica of the bucket is there for was not served by it."""
+        self._cells[REPLICA_PASSED_OVER.at(reason)] += 1
 
 
 class MeteredStore:

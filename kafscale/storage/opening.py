@@ -31,6 +31,8 @@ def open_store(
     from kafscale.storage.retrying import RetryingStore
     from kafscale.storage.s3 import S3Store, S3Target
 
+    meter = meter or Meter.unread()
+
     def bucket(name: str, region: str | None, endpoint: str | None) -> S3Store:
         seconds = settings.s3_timeout_ms / 1000
         return S3Store(
@@ -58,7 +60,7 @@ def open_store(
             settings.s3_read_region or settings.s3_region,
             settings.s3_read_endpoint or settings.s3_endpoint,
         )
-        store = ReplicaReads(store, replica)
+        store = ReplicaReads(store, replica, clock, meter)
     return RetryingStore(store, clock, random_source)
 
 

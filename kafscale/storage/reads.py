@@ -10,7 +10,6 @@ millisecond in a turn of the loop, however many ranges arrive at once. It knows 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 
@@ -58,13 +57,16 @@ class ColdReader:
         found = self._cache.get(place)
         if found is None:
             self._begin(extents, index, is_wanted=True)
-            with contextlib.suppress(Corrupt):
+            purpose = Purpose.COLD_READ
+            try:
                 await asyncio.shield(self._reading[place])
+            except Corrupt:
+                purpose = Purpose.SECOND_READ
             found = self._cache.get(place)
             if found is None:
                 # Something that came in the same range is damaged, this or another; or so much was read meanwhile that
                 # it has been evicted again: read it alone.
-                found = memoryview(await self._get(extent.key, extent.position, extent.length))
+                found = memoryview(await self._store.get_range(extent.key, extent.position, extent.length, purpose))
                 await self._verify(extent, found)
         else:
             self._begin(extents, index + 1, is_wanted=False)
@@ -151,7 +153,7 @@ class ColdReader:
         is_kept = 0
         try:
             size = last.position + last.length - first.position
-            data = memoryview(await self._get(first.key, first.position, size))
+            data = memoryview(await self._store.get_range(first.key, first.position, size, Purpose.COLD_READ))
             for extent in run:
                 start = extent.position - first.position
                 piece = data[start : start + extent.length]
@@ -163,9 +165,6 @@ class ColdReader:
                 self._reading.pop((extent.key, extent.position), None)
             for extent in run[is_kept:]:
                 self._cache.wanted((extent.key, extent.position))
-
-    async def _get(self, key: str, position: int, length: int) -> bytes:
-        return await self._store.get_range(key, position, length, Purpose.COLD_READ)
 
     async def _verify(self, extent: Extent, piece: memoryview) -> None:
         if len(piece) != extent.length:

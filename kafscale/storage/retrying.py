@@ -21,7 +21,7 @@ from kafscale.storage.store import Buffer, ObjectInfo, ObjectStore, Purpose
 
 # So many tries take about half a second in all; then the reader's client asks again.
 TRIES = 6
-_RETRIED = frozenset({Purpose.COLD_READ, Purpose.COMPACTION})
+_RETRIED = frozenset({Purpose.COLD_READ, Purpose.SECOND_READ, Purpose.COMPACTION})
 INSISTED_SECONDS = 60.0
 # How long a store that gives no answer is asked again, by whoever decides something, before the caller is told.
 PATIENCE_SECONDS = 10.0

@@ -22,14 +22,15 @@ Buffer = bytes | bytearray | memoryview
 
 
 class Purpose(StrEnum):
-    """Why a request is made: a label for metrics and money, not for behaviour. One exception: to a local directory
-    FLUSH says that the object, if small, is one of many that compaction soon rewrites, so that it keeps them together.
-    Everything holds of it all the same."""
+    """Why a request is made: a label for metrics and money, not for behaviour, but for two: to a local directory
+    FLUSH says that the object, if small, is one of many that compaction soon rewrites, so that it keeps them together;
+    and a replica of the bucket, if there is one, is asked for a COLD_READ. Everything holds of them all the same."""
 
     FLUSH = "flush"
     CHECKPOINT = "checkpoint"
     COMPACTION = "compaction"
     COLD_READ = "cold_read"
+    SECOND_READ = "second_read"  # Of what came damaged by a COLD_READ.
     RECOVERY = "recovery"
     MANIFEST = "manifest"
     CLUSTER = "cluster"
