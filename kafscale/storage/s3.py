@@ -154,6 +154,9 @@ class S3Store:
         if length < 0:
             raise ValueError(f"no tail of {length} bytes can be read from {key}")
         data, size = await self._read(key, f"bytes=-{max(length, 1)}", purpose)
+        if not data:
+            # It is empty, or the store has no tail that is longer than the object (rclone's).
+            data, size = await self._read(key, None, purpose)
         return data if length else b"", size
 
     async def exists(self, key: str, purpose: Purpose) -> bool:

@@ -24,7 +24,19 @@ from kafscale.errors import (
 )
 from kafscale.storage.s3 import S3Store, S3Target
 from kafscale.storage.store import ObjectStore, Purpose
-from tests.unit.storage.scripted_s3 import CHUNKED, PAGE, Respond, hang, raw, reset, reset_hard, serving, short, status
+from tests.unit.storage.scripted_s3 import (
+    CHUNKED,
+    PAGE,
+    Respond,
+    hang,
+    one_after_the_other,
+    raw,
+    reset,
+    reset_hard,
+    serving,
+    short,
+    status,
+)
 
 HANG_SECONDS = 0.3
 
@@ -153,6 +165,13 @@ def test_what_a_listing_or_a_deletion_that_failed_means(respond: Respond) -> Non
     assert len(requests) <= 2
     outcome, _ = asked(respond, lambda store: store.delete(["ns/a"], Purpose.SWEEP))
     assert outcome is None or type(outcome) is StoreUnavailable, outcome
+
+
+def test_a_tail_longer_than_the_object_is_the_object() -> None:
+    """Goal: also from a store that takes such a range for none of the object."""
+    respond = one_after_the_other(status(416, "InvalidRange"), status(200, body=b"abc"))
+    outcome, _ = asked(respond, lambda store: store.get_tail("ns/log/1", 10, Purpose.RECOVERY))
+    assert outcome == (b"abc", 3)
 
 
 def test_a_body_in_chunks_is_read() -> None:
