@@ -450,7 +450,7 @@ class Verifier:
     # Throughout
 
     async def _each(self, items: list[_Item], check: Callable[[_Item], Awaitable[None]], what: str) -> None:
-        """Check all items, some at a time."""
+        """Check all items, some at a time. Raises what the first check that failed raised."""
         waiting = iter(items)
         done = 0
 
@@ -461,9 +461,12 @@ class Verifier:
                 done += 1
                 self._progress.note(f"checked {done:,} of {len(items):,} {what}")
 
-        async with asyncio.TaskGroup() as group:
-            for _ in range(min(AT_ONCE, len(items))):
-                group.create_task(work())
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(min(AT_ONCE, len(items))):
+                    group.create_task(work())
+        except ExceptionGroup as failed:
+            raise failed.exceptions[0] from None
 
     def _find(self, finding: Finding, is_shown: bool = True) -> None:
         self._report.found[finding.wrong] += 1
