@@ -245,6 +245,9 @@ PRODUCE_BUFFERED = _declare.gauge("kafscale_produce_buffered_bytes", "Bytes rece
 CHECKPOINTS = _declare.counter("kafscale_checkpoints_total", "Checkpoints that count.")
 FENCED = _declare.counter("kafscale_fenced_total", "Times a worker met another's object or a seal in its own log.")
 SLOTS_OWNED = _declare.gauge("kafscale_slots_owned", "Slots loaded and served.")
+SLOTS_FAILED = _declare.gauge(
+    "kafscale_slots_failed", "Slots that are not served, since an object that they need is missing or damaged."
+)
 PARTITIONS_OWNED = _declare.gauge("kafscale_partitions_owned", "Partitions loaded and served.")
 SLOTS_TAKEN_OVER = _declare.counter("kafscale_slots_taken_over_total", "Slots loaded from an earlier owner's log.")
 SLOTS_RELEASED = _declare.counter(

@@ -206,7 +206,7 @@ class ControlPlane:
         await self.membership.claim()
         await controller.start(
             incarnations,
-            lambda log_id: self._ender.end_log(log_id, "the broker was started anew"),
+            lambda log_id: self._ender.end_or_leave(log_id, "the broker was started anew"),
             self._settings.broker_id if self._in_cluster else None,
         )
         if self._newest[0] < controller.version:

@@ -133,7 +133,9 @@ class Post:
         now = duties.clock.monotonic()
         wait = self._restarts.died(now, served=self.serving)
         self._note_ending(child, ending, now)
-        ended = asyncio.create_task(self._end_log(self.log_id, f"worker {self.index} {ending.kind}: {ending.detail}"))
+        ended = asyncio.create_task(
+            duties.ender.end_or_leave(self.log_id, f"worker {self.index} {ending.kind}: {ending.detail}")
+        )
         try:
             if ending.kind != EndingKind.EXITED:
                 await self._stop_process(child, ending, ended)
@@ -168,16 +170,6 @@ class Post:
         await asyncio.wait({ended}, timeout=SEAL_BEFORE_KILL_SECONDS)
         if self._duties.kill_hung or ending.kind == EndingKind.BROKEN:
             child.kill()
-
-    async def _end_log(self, log_id: str, reason: str) -> EndedLog:
-        while True:
-            try:
-                return await self._duties.ender.end_log(log_id, reason)
-            except Corrupt as error:
-                # Its slots can't be given to anyone before a person has mended this; the siblings go on.
-                self.trouble = f"can't be replaced: {error}"
-                log.error("a worker's log can't be read", extra={"index": self.index, "cause": str(error)})
-                await self._duties.clock.sleep(RETRY_SECONDS)
 
     async def _assign_anew(self, ended: EndedLog) -> None:
         log_id = new_log_id()

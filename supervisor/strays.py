@@ -40,7 +40,8 @@ async def bring_home(clock: Clock, controller: Controller, ender: LogEnder, post
             if log_id in ended and not owns:
                 continue
             try:
-                read = await ender.end_log(log_id, "its incarnation was replaced before these slots were given to it")
+                reason = "its incarnation was replaced before these slots were given to it"
+                read = await ender.end_or_leave(log_id, reason)
                 ended.add(log_id)
                 if owns:
                     await controller.replace(read, post.incarnation)

@@ -76,6 +76,8 @@ class Groups:
         self._cells = metrics.cells
         self._loaded: dict[int, _Coordinated] = {}
         self._serving: dict[int, _Coordinated] = {}
+        # What could not be loaded, and was not served since.
+        self._failed: set[int] = set()
         # Given to another worker, and what their last manifest takes from here.
         self._closed: dict[int, _Coordinated] = {}
 
@@ -100,7 +102,8 @@ class Groups:
     async def request(self, group_id: str, call: Call) -> Any:
         """Let the group's shard decide, and wait for its reply (perhaps a later call's).
 
-        Raises Retry (NOT_COORDINATOR, COORDINATOR_LOAD_IN_PROGRESS) where the group is not coordinated here.
+        Raises Retry (NOT_COORDINATOR, COORDINATOR_LOAD_IN_PROGRESS, COORDINATOR_NOT_AVAILABLE) where the group is not
+        coordinated here.
         """
         if self._flusher.oldest_age() > STALLED_SECONDS:
             # Or everyone who comes back would leave one more request waiting.
@@ -108,6 +111,8 @@ class Groups:
         index = self.partition_of(group_id)
         coordinated = self._serving.get(index)
         if coordinated is None:
+            if index in self._failed and self._is_ours(index):
+                raise Retry(ErrorCode.COORDINATOR_NOT_AVAILABLE, f"what is stored of group {group_id!r} is damaged")
             if index in self._loaded or self._is_ours(index):
                 raise Retry(ErrorCode.COORDINATOR_LOAD_IN_PROGRESS, f"group {group_id!r} is being loaded")
             raise Retry(ErrorCode.NOT_COORDINATOR, f"group {group_id!r} is coordinated by another worker")
@@ -198,9 +203,16 @@ class Groups:
         """Begin to coordinate the groups of a partition that was loaded, or is new."""
         if partition.topic != OFFSETS_TOPIC:
             return
+        self._failed.discard(partition.index)
         coordinated = self._loaded.pop(partition.index, None) or _Coordinated(partition, self._new_shard(None))
         self._serving[partition.index] = coordinated
         self._take(coordinated, coordinated.shard.activate(*self._now()))
+
+    def fail(self, topic: Topic, index: int) -> None:
+        """The groups of that partition can't be coordinated: what is stored of them is damaged."""
+        if topic.name == OFFSETS_TOPIC:
+            self._loaded.pop(index, None)
+            self._failed.add(index)
 
     def snapshot(self, partition: PartitionLog) -> bytes | None:
         """The state to put into the slot's manifest; None if the partition coordinates nothing."""

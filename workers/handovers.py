@@ -3,8 +3,8 @@ were given to others.
 
 Owns nothing but which of the two is going on: each is one task at most. What must always hold: nothing is served for a
 slot before a checkpoint of ours names it; nothing is released before all that was appended for it is durable and its
-last manifest is named. What a slot goes through is at the head of `workers/ownership.py`. It fails as the log does:
-when that is fenced both end.
+last manifest is named. What a slot goes through is at the head of `workers/ownership.py`. Slots that can't be loaded
+for damage hold up no others and are tried again now and then. It fails as the log does: when that is fenced both end.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Coroutine
 
+from kafscale.clock import Clock, Timer
 from kafscale.control import Released, ToSupervisor
 from kafscale.metrics import SLOTS_RELEASED, SLOTS_TAKEN_OVER, MetricsBlock
 from kafscale.storage.compaction import Compactor
@@ -25,6 +26,9 @@ from workers.ownership import Ownership, settle
 
 log = logging.getLogger(__name__)
 
+# What could not be loaded is tried again this often: a read may have gone wrong, an object may have been put back.
+TRY_AGAIN_SECONDS = 30.0
+
 
 class Handovers:
     """`take_over_ready`, then `begin`; `follow` whenever the cluster state has changed."""
@@ -32,6 +36,7 @@ class Handovers:
     def __init__(
         self,
         log_id: str,
+        clock: Clock,
         ownership: Ownership,
         earlier_logs: EarlierLogs,
         checkpointer: Checkpointer,
@@ -43,6 +48,7 @@ class Handovers:
         bugs: PlantedBugs = NO_BUGS,
     ) -> None:
         self._log_id = log_id
+        self._clock = clock
         self._ownership = ownership
         self._earlier_logs = earlier_logs
         self._checkpointer = checkpointer
@@ -55,9 +61,10 @@ class Handovers:
         self._has_begun = False
         self._is_loading = False
         self._is_releasing = False
+        self._again: Timer | None = None
 
     async def take_over_ready(self) -> None:
-        """Take over what is assigned and can be loaded now. Raises Corrupt where the store lacks what it must hold."""
+        """Take over what is assigned and can be loaded now."""
         await self._take_over(is_waiting=False)
 
     def begin(self) -> None:
@@ -69,6 +76,8 @@ class Handovers:
         self._earlier_logs.wake()
         if not self._has_begun:
             return
+        if self._ownership.failed and self._again is None:
+            self._again = self._clock.call_later(TRY_AGAIN_SECONDS, self._try_again)
         if not self._is_loading and self._ownership.wanted():
             self._spawn(self._take_over(is_waiting=True))
         if not self._is_releasing and self._ownership.to_release():
@@ -81,18 +90,26 @@ class Handovers:
     def stop(self) -> None:
         """Wait for nobody's release any more. The tasks are whoever's `spawn` made them."""
         self._earlier_logs.close()
+        if self._again is not None:
+            self._again.cancel()
+
+    def _try_again(self) -> None:
+        self._again = None
+        self._ownership.try_again()
+        self.follow()
 
     async def _take_over(self, is_waiting: bool) -> None:
         if self._is_loading:
             return
         self._is_loading = True
         try:
-            while loaded := await self._ownership.load(is_waiting):
-                await self._checkpointer.write(loaded)
-                self._ownership.serve(loaded)
-                self._compactor.slots_loaded()
-                self._metrics.cells[SLOTS_TAKEN_OVER] += len(loaded)
-                log.info("slots were taken over", extra={"slots": len(loaded)})
+            while (loaded := await self._ownership.load(is_waiting)) is not None:
+                if loaded:
+                    await self._checkpointer.write(loaded)
+                    self._ownership.serve(loaded)
+                    self._compactor.slots_loaded()
+                    self._metrics.cells[SLOTS_TAKEN_OVER] += len(loaded)
+                    log.info("slots were taken over", extra={"slots": len(loaded)})
                 # Some of it may have been given away meanwhile.
                 self.follow()
         finally:

@@ -9,11 +9,18 @@ while loading.
 A slot's way: *wanted* (the cluster assigns it to this log), *loading*, owned and *open* (served), owned and *closed*
 (given to another: nothing is appended, what was appended becomes durable), *released* (a counting checkpoint says so).
 What is given away before it is being loaded is released at once, and never loaded.
+
+What can't be loaded, since an object that it needs is missing or damaged, has *failed*, alone: others are loaded and
+served, for its partitions clients are told so, and it is tried again now and then. What must always hold: a failed slot
+is never served, as empty least of all; no checkpoint of ours names it, so that its list keeps every earlier log and the
+next to load it, we or another, begins where we began; given away it is released like one that was never loaded. While
+an owner's checkpoint does not name a slot the sweep deletes nothing (`storage/sweep.py`).
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 from collections.abc import Iterable, Mapping
 from typing import Protocol
@@ -24,7 +31,7 @@ from kafscale.clock import Clock
 from kafscale.config import Settings
 from kafscale.coordination.cluster import OFFSETS_TOPIC, ClusterState, Topic, slot_of
 from kafscale.coordination.topic_configs import effective
-from kafscale.errors import Invalid
+from kafscale.errors import Corrupt, Invalid, ObjectMissing
 from kafscale.protocol.error_codes import ErrorCode
 from kafscale.storage.earlier_logs import Earlier, EarlierLogs
 from kafscale.storage.extents import Extent
@@ -43,6 +50,8 @@ PartitionId = tuple[bytes, int]
 # Waiters of a partition that is gone are woken with so many bytes as make any of them look again.
 WAKE_ALL = 1 << 40
 
+log = logging.getLogger(__name__)
+
 
 class GroupState(Protocol):
     """The coordinator's side of loading and snapshotting (`workers/groups.py`)."""
@@ -54,6 +63,10 @@ class GroupState(Protocol):
 
     def serve(self, partition: PartitionLog) -> None:
         """Begin to coordinate: the partition is served from now on."""
+        ...
+
+    def fail(self, topic: Topic, index: int) -> None:
+        """The partition can't be served for damage, whether or not `load` took it over."""
         ...
 
     def snapshot(self, partition: PartitionLog) -> bytes | None:
@@ -155,6 +168,9 @@ class Ownership:
         self.slots: dict[int, OwnedSlot] = {}
         # What our checkpoints must go on naming: others' lists may lead to it.
         self.released: dict[int, ReleasedSlot] = {}
+        # Slot → epoch of what could not be loaded; and what of it is not wanted before `try_again`.
+        self.failed: dict[int, int] = {}
+        self._resting: set[tuple[int, int]] = set()
         # Rises whenever a partition comes, goes or gets other settings: what was looked up before holds no more.
         self.generation = 0
         self.references = References(log_id)
@@ -176,6 +192,12 @@ class Ownership:
         self._bugs = bugs
 
     # Looking up
+
+    def has_failed(self, topic_id: bytes, index: int) -> bool:
+        """Whether the partition is ours, and can't be served for damage."""
+        state = self._cluster.state
+        slot = slot_of(topic_id, index, state.slot_count)
+        return slot in self.failed and self._is_assigned(slot, self.failed[slot])
 
     def partition(self, topic: bytes | str, index: int) -> PartitionLog | None:
         """The partition of this topic (id or name), if it is served here right now."""
@@ -208,7 +230,8 @@ class Ownership:
     # Loading
 
     def wanted(self) -> dict[int, list[Earlier]]:
-        """The slots that the cluster assigns to this log and that are not loaded yet, and their earlier assignments."""
+        """The slots that the cluster assigns to this log and that are not loaded yet, and their earlier assignments;
+        failed ones once after `try_again`."""
         first = -2 if self._bugs.last_log_alone else 0
         return {
             slot: [Earlier(entry.epoch, entry.log_id) for entry in assignments[first:-1]]
@@ -217,36 +240,72 @@ class Ownership:
             and assignments[-1].log_id == self._log_id
             and slot not in self.slots
             and slot not in self._loading
+            and (slot, assignments[-1].epoch) not in self._resting
         }
 
-    async def load(self, is_waiting: bool) -> list[OwnedSlot]:
-        """Load wanted slots whose earlier owners are done with them; where there are none, wait for some (or, where not
-        `is_waiting`, load nothing).
+    def try_again(self) -> None:
+        """Let what failed be wanted: objects may have been put back."""
+        self._resting.clear()
 
-        They are complete when this returns, but served only after `serve`, which waits for the first checkpoint. Raises
-        Corrupt where the store does not hold what it must.
+    async def load(self, is_waiting: bool) -> list[OwnedSlot] | None:
+        """Load wanted slots whose earlier owners are done with them; where there are none, wait for some. None where
+        nothing is wanted any more, or, where not `is_waiting`, nothing can be loaded now.
+
+        They are complete when this returns, but served only after `serve`, which waits for the first checkpoint. Those
+        for which the store does not hold what it must have failed.
         """
-        lists, ends = await self._earlier.ready(self.wanted, is_waiting)
+        ready = await self._earlier.ready(self.wanted, is_waiting)
+        if not ready.lists and not ready.damaged:
+            return None
         state = self._cluster.state
-        epochs = {slot: state.slots[slot][-1].epoch for slot in lists}
-        self._loading.update(lists)
+        by_slot = self._topics_by_slot()
+        for slot, error in ready.damaged.items():
+            self._fail(slot, state.slots[slot][-1].epoch, by_slot.get(slot, []), error)
+        if not ready.lists:
+            return []
+        epochs = {slot: state.slots[slot][-1].epoch for slot in ready.lists}
+        self._loading.update(ready.lists)
         loaded = await load_slots(
             self._store,
             self._clock,
             self._random,
-            lists,
-            ends,
+            ready.lists,
+            ready.ends,
             lambda topic_id, index: slot_of(topic_id, index, state.slot_count),
             self._bugs,
         )
         owned = []
-        by_slot = self._topics_by_slot()
         for slot, found in loaded.items():
             entry = OwnedSlot(slot, epochs[slot], None)
-            owned.append(entry)
             await self._clock.sleep(0)
-            await self._restore(entry, found, by_slot.get(slot, []))
+            try:
+                if isinstance(found, Corrupt):
+                    raise found
+                await self._restore(entry, found, by_slot.get(slot, []))
+            except (Corrupt, ObjectMissing) as error:
+                self._loading.discard(slot)
+                self._fail(slot, entry.epoch, by_slot.get(slot, []), error)
+            else:
+                owned.append(entry)
         return owned
+
+    def _fail(self, slot: int, epoch: int, members: list[tuple[Topic, int]], error: Exception) -> None:
+        """The slot can't be loaded for now. Said once: it is tried again and again."""
+        for topic, index in members:
+            self._groups.fail(topic, index)
+        self._resting.add((slot, epoch))
+        if self.failed.get(slot) == epoch:
+            return
+        self.failed[slot] = epoch
+        log.error(
+            "a slot can't be loaded and is not served: an object that it needs is missing or damaged. `kafscale verify`"
+            " lists all such objects; once they are put back the slot is loaded",
+            extra={
+                "slot": slot,
+                "cause": str(error),
+                "partitions": [f"{topic.name}-{index}" for topic, index in members],
+            },
+        )
 
     def serve(self, owned: Iterable[OwnedSlot]) -> None:
         """From now on these slots are served, but for such as were given away meanwhile: a checkpoint of ours names
@@ -254,6 +313,7 @@ class Ownership:
         for entry in owned:
             self.slots[entry.slot] = entry
             self._loading.discard(entry.slot)
+            self.failed.pop(entry.slot, None)
             entry.is_open = self._is_ours(entry)
             for partition in entry.partitions.values():
                 self._add(partition)
@@ -287,12 +347,14 @@ class Ownership:
             apply_replay(partition, replays.get(identity, ()), self._bugs)
             check_dense(partition)
             partition.lead(entry.epoch)
-            for extent in partition.extents:
-                self.references.add(extent.key)
             await self._groups.load(partition, snapshots.get(identity), replay_from)
             # Only a manifest names what was replayed, and names the topics that are gone no more.
             entry.is_dirty = entry.is_dirty or bool(partition.extents)
         entry.is_dirty = entry.is_dirty or bool(described)
+        # Last: of a slot that fails nothing is referred to, and so nothing is ever given up for it.
+        for partition in entry.partitions.values():
+            for extent in partition.extents:
+                self.references.add(extent.key)
 
     def _new_partition(self, topic: Topic, index: int, entry: OwnedSlot) -> PartitionLog:
         config = effective(topic.configs, self._settings)
@@ -369,8 +431,11 @@ class Ownership:
 
     def _is_ours(self, entry: OwnedSlot) -> bool:
         """Whether the cluster still assigns the slot as it is owned."""
-        assignments = self._cluster.state.slots[entry.slot]
-        return bool(assignments) and (assignments[-1].epoch, assignments[-1].log_id) == (entry.epoch, self._log_id)
+        return self._is_assigned(entry.slot, entry.epoch)
+
+    def _is_assigned(self, slot: int, epoch: int) -> bool:
+        assignments = self._cluster.state.slots[slot]
+        return bool(assignments) and (assignments[-1].epoch, assignments[-1].log_id) == (epoch, self._log_id)
 
     def _close(self, entry: OwnedSlot) -> None:
         """Serve the slot no more. What was appended becomes durable, and may be told to be."""
@@ -399,6 +464,8 @@ class Ownership:
         long as this incarnation lives, since the new owners' manifests name them."""
         for slot, epoch in epochs.items():
             entry = self.slots.get(slot)
+            if self.failed.get(slot, epoch + 1) <= epoch:
+                del self.failed[slot]
             if entry is None or entry.epoch > epoch:
                 before = self.released.get(slot)
                 self.released[slot] = ReleasedSlot(epoch, before.place if before is not None else None)

@@ -22,10 +22,10 @@ def served_partition(
     """The partition of the topic of this name or id, if this worker serves it now and the client's leader epoch (-1:
     none given) is the present one.
 
-    Else UNKNOWN_TOPIC_OR_PARTITION, UNKNOWN_TOPIC_ID, FENCED_LEADER_EPOCH, UNKNOWN_LEADER_EPOCH or
-    NOT_LEADER_OR_FOLLOWER. The last is also said while a slot that is ours is still being loaded: consumers take it for
-    what it is, a reason to ask for metadata and come back, while LEADER_NOT_AVAILABLE in a fetch is an error to the
-    Java client.
+    Else UNKNOWN_TOPIC_OR_PARTITION, UNKNOWN_TOPIC_ID, KAFKA_STORAGE_ERROR where its slot can't be loaded for damage
+    (what Kafka says of an offline log directory), FENCED_LEADER_EPOCH, UNKNOWN_LEADER_EPOCH or NOT_LEADER_OR_FOLLOWER.
+    The last is also said while a slot that is ours is still being loaded: consumers take it for what it is, a reason to
+    ask for metadata and come back, while LEADER_NOT_AVAILABLE in a fetch is an error to the Java client.
     """
     partition = context.ownership.partition(name, index)
     if partition is not None and leader_epoch in (-1, partition.leader_epoch):
@@ -35,6 +35,8 @@ def served_partition(
         return ErrorCode.UNKNOWN_TOPIC_OR_PARTITION if isinstance(name, str) else ErrorCode.UNKNOWN_TOPIC_ID
     if not 0 <= index < topic.partitions:
         return ErrorCode.UNKNOWN_TOPIC_OR_PARTITION
+    if context.ownership.has_failed(topic.topic_id, index):
+        return ErrorCode.KAFKA_STORAGE_ERROR
     if leader_epoch >= 0:
         leader = context.cluster.leader(topic, index)
         epoch = partition.leader_epoch if partition is not None else -1 if leader is None else leader.epoch

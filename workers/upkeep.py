@@ -21,6 +21,7 @@ from kafscale.metrics import (
     PRODUCE_BUFFERED,
     RETENTION_BYTES,
     SLAB_BYTES,
+    SLOTS_FAILED,
     SLOTS_OWNED,
 )
 from kafscale.storage.compaction import CompactionResult, Compactor
@@ -182,5 +183,6 @@ class Upkeep:
         cells[CACHE_BYTES] = self._tail.bytes
         cells[SLAB_BYTES] = self._slabs.allocated_bytes
         cells[SLOTS_OWNED] = len(context.ownership.slots)
+        cells[SLOTS_FAILED] = len(context.ownership.failed)
         cells[PARTITIONS_OWNED] = len(context.ownership)
         cells[GROUPS] = context.groups.group_count()

@@ -191,6 +191,7 @@ class Worker:
         self.compactor = self._make_compactor(keys, random_source, tail)
         self._handovers = Handovers(
             self.log_id,
+            clock,
             self.ownership,
             earlier,
             self.checkpointer,
@@ -356,7 +357,7 @@ class Worker:
 
     async def start(self, listen: Callable[[], Awaitable[None]] = _listen_nowhere) -> None:
         """Take over what is assigned, `listen`, and say that it is served. What others have yet to release is taken
-        over when they have. Raises Corrupt where the store lacks what it must hold."""
+        over when they have; what the store lacks something of that it must hold is not served."""
         self.connections.start(asyncio.get_running_loop().call_soon)
         if self.peers is not None:
             self.peers.start(asyncio.get_running_loop().call_soon)

@@ -5,7 +5,9 @@ must always hold: a slot is said to be ready only when for every earlier assignm
 counting checkpoint of it says that the slot was released at that epoch or a later one. What an ended log says may have
 been written down by whoever ended it (`ended_logs.py`). A hint (`heard`) only says where to look at once. It reads the
 store; should it give no answers, the reading waits. A log that keeps a slot for longer than its patience is ended:
-whoever writes it is fenced, and what it acknowledged is kept.
+whoever writes it is fenced, and what it acknowledged is kept. A log that can't be read, since an object of it is
+missing or damaged, makes ready none of the slots that wait for it, and holds up no others: `ready` names these slots,
+and looks at the log anew when they are wanted again.
 """
 
 from __future__ import annotations
@@ -14,10 +16,12 @@ import asyncio
 import logging
 import random
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import msgspec
 
 from kafscale.clock import Clock
+from kafscale.errors import Corrupt
 from kafscale.storage.ended_logs import read_ended
 from kafscale.storage.keys import Keys
 from kafscale.storage.planted import NO_BUGS, PlantedBugs
@@ -41,16 +45,27 @@ class Earlier(msgspec.Struct, frozen=True):
 Lists = Mapping[int, Sequence[Earlier]]
 
 
+class Ready(NamedTuple):
+    """The slots that can be loaded, and how far each log that their lists name goes; and the slots that can't be,
+    since a log that they wait for is damaged."""
+
+    lists: Lists
+    ends: Mapping[str, LogEnd]
+    damaged: Mapping[int, Corrupt]
+
+
 class _Awaited:
     """A log that is not done with a slot, as far as is known."""
 
-    __slots__ = ("due_at", "end", "hint", "hinted", "log_id", "since", "wait", "watch")
+    __slots__ = ("damage", "due_at", "end", "hint", "hinted", "log_id", "since", "wait", "watch")
 
     def __init__(self, log_id: str, now: float) -> None:
         self.log_id = log_id
         self.since = self.due_at = now
         self.wait = FIRST_LOOK_SECONDS
         self.end: LogEnd | None = None
+        # Why it can't be read.
+        self.damage: Corrupt | None = None
         # Where the log is said to have released something.
         self.hint: int | None = None
         self.hinted = asyncio.Event()
@@ -107,18 +122,23 @@ class EarlierLogs:
         """What is wanted has changed."""
         self._woken.set()
 
-    async def ready(self, wanted: Callable[[], Lists], is_waiting: bool) -> tuple[Lists, dict[str, LogEnd]]:
-        """The slots of `wanted()` that can be loaded now, and how far each log that their lists name goes.
+    async def ready(self, wanted: Callable[[], Lists], is_waiting: bool) -> Ready:
+        """The slots of `wanted()` that can be loaded now, and those that wait for a damaged log.
 
-        Where there is none it waits, as long as something is wanted; or, where not `is_waiting`, returns nothing once
-        every log was looked at. No other task runs between the last call of `wanted` and the return. Raises Corrupt.
+        Where there is neither it waits, as long as something is wanted; or, where not `is_waiting`, returns what there
+        is once every log was looked at. No other task runs between the last call of `wanted` and the return.
         """
         try:
             while lists := wanted():
                 in_use = self._follow(lists)
                 found = {slot: entries for slot, entries in lists.items() if self._are_done(slot, entries)}
-                if found if is_waiting else all(awaited.end is not None for awaited in in_use):
-                    return found, {log_id: a.end for log_id, a in self._awaited.items() if a.end is not None}
+                damaged = self._damaged({slot: entries for slot, entries in lists.items() if slot not in found})
+                looked_at = all(awaited.end is not None or awaited.damage is not None for awaited in in_use)
+                if (found or damaged) if is_waiting else looked_at:
+                    ends = {log_id: a.end for log_id, a in self._awaited.items() if a.end is not None}
+                    for log_id in [log_id for log_id, a in self._awaited.items() if a.damage is not None]:
+                        self._awaited.pop(log_id).close()
+                    return Ready(found, ends, damaged)
                 await self._woken.wait()
                 self._woken.clear()
                 for awaited in in_use:
@@ -127,7 +147,7 @@ class EarlierLogs:
             self.close()
             raise
         self.close()
-        return {}, {}
+        return Ready({}, {}, {})
 
     def close(self) -> None:
         """Wait for nothing more."""
@@ -151,6 +171,16 @@ class EarlierLogs:
                 awaited.watch = asyncio.ensure_future(self._watch(awaited))
         return [self._awaited[log_id] for log_id in in_use]
 
+    def _damaged(self, lists: Lists) -> dict[int, Corrupt]:
+        """The slots that wait for a log that can't be read."""
+        found: dict[int, Corrupt] = {}
+        for slot, entries in lists.items():
+            for entry in entries:
+                awaited = self._awaited.get(entry.log_id)
+                if awaited is not None and awaited.damage is not None and not self._is_done(slot, entry):
+                    found.setdefault(slot, awaited.damage)
+        return found
+
     def _are_done(self, slot: int, entries: Sequence[Earlier]) -> bool:
         return all(self._is_done(slot, entry) for entry in entries)
 
@@ -164,7 +194,7 @@ class EarlierLogs:
         return end.checkpoint is not None and end.checkpoint.released.get(slot, 0) >= entry.epoch
 
     async def _watch(self, awaited: _Awaited) -> None:
-        """Look at one log whenever it is due or hinted at, until it has ended. Raises Corrupt."""
+        """Look at one log whenever it is due or hinted at, until it has ended or turns out to be damaged."""
         try:
             while awaited.end is None or not awaited.end.sealed:
                 await self._rest(awaited)
@@ -172,6 +202,8 @@ class EarlierLogs:
                 awaited.due_at = self._clock.monotonic() + awaited.wait
                 awaited.wait = min(2 * awaited.wait, LONGEST_LOOK_SECONDS)
                 self._woken.set()
+        except Corrupt as error:
+            awaited.damage = error
         finally:
             self._woken.set()
 

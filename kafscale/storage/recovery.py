@@ -3,7 +3,8 @@
 The rule (docs/adr/0002-slots-and-the-cluster-log.md): a slot is loaded only when every earlier log in its list has
 ended or has released it (`earlier_logs.py`); the manifest of the highest epoch counts; none found is an error, unless
 the list reaches back to the slot's first epoch. Replay is harmless where the manifest already knows: what lies below
-the high watermark is skipped. There may be much to decode: others run in between.
+the high watermark is skipped. A slot whose manifest is missing or damaged can't be loaded; the others can. There may be
+much to decode: others run in between.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from functools import partial
 import msgspec
 
 from kafscale.clock import Clock
-from kafscale.errors import Corrupt
+from kafscale.errors import Corrupt, ObjectMissing
 from kafscale.storage.earlier_logs import Earlier, Lists
 from kafscale.storage.extents import Extent
 from kafscale.storage.log_objects import BatchGroup, LogStart, ManifestPlace
@@ -55,19 +56,23 @@ async def load_slots(
     ends: Mapping[str, LogEnd],
     slot_of: Callable[[bytes, int], int],
     bugs: PlantedBugs = NO_BUGS,
-) -> dict[int, LoadedSlot]:
+) -> dict[int, LoadedSlot | Corrupt]:
     """Read every slot of `earlier` (slot → its earlier assignments, oldest first), which are ready: `ends` says how far
     each log that they name goes (`earlier_logs.py`). A store that gives no answer is asked for as long as it takes.
-    Raises Corrupt."""
-    chosen: dict[int, tuple[Earlier, ManifestPlace] | None] = {
-        slot: _choose(slot, assignments, ends, bugs) for slot, assignments in earlier.items()
-    }
+    Corrupt stands where it lacks what it must hold."""
+    loaded: dict[int, LoadedSlot | Corrupt] = {}
+    chosen: dict[int, tuple[Earlier, ManifestPlace] | None] = {}
+    for slot, assignments in earlier.items():
+        try:
+            chosen[slot] = _choose(slot, assignments, ends, bugs)
+        except Corrupt as error:
+            loaded[slot] = error
     manifests = await _read_manifests(store, clock, random_source, chosen)
     replays = await _replay(clock, chosen, ends, slot_of)
-    loaded = {}
     for slot, choice in chosen.items():
         place = choice[1] if choice is not None and choice[1].key else None
-        loaded[slot] = LoadedSlot(slot, place, manifests.get(slot), replays[slot])
+        manifest = manifests.get(slot)
+        loaded[slot] = manifest if isinstance(manifest, Corrupt) else LoadedSlot(slot, place, manifest, replays[slot])
     return loaded
 
 
@@ -93,26 +98,40 @@ async def _read_manifests(
     clock: Clock,
     random_source: random.Random,
     chosen: Mapping[int, tuple[Earlier, ManifestPlace] | None],
-) -> dict[int, SlotManifest]:
-    """The chosen manifests; those that lie in one object come with one GET."""
+) -> dict[int, SlotManifest | Corrupt]:
+    """The chosen manifests; those that lie in one object come with one GET.
+
+    Nobody deletes one of these while the loader's log lives: it is named by a log that is done with the slot, and the
+    loader's own has not named another. So a missing one is damage."""
     by_key: dict[str, list[tuple[int, ManifestPlace]]] = defaultdict(list)
     for slot, choice in chosen.items():
         if choice is not None and choice[1].key:
             by_key[choice[1].key].append((slot, choice[1]))
-    manifests: dict[int, SlotManifest] = {}
+    manifests: dict[int, SlotManifest | Corrupt] = {}
     for key, wanted in by_key.items():
         start = min(place.position for _, place in wanted)
         length = max(place.position + place.length for _, place in wanted) - start
         read = partial(store.get_range, key, start, length, Purpose.RECOVERY)
-        data = memoryview(await insist(read, clock, random_source))
+        try:
+            data = memoryview(await insist(read, clock, random_source))
+        except ObjectMissing:
+            manifests |= {slot: Corrupt(f"{key}: the manifest is missing") for slot, _ in wanted}
+            continue
         for slot, place in wanted:
             await clock.sleep(0)
             piece = data[place.position - start : place.position - start + place.length]
-            manifest = decode_manifest(piece, f"{key} at {place.position}")
-            if manifest.slot != slot:
-                raise Corrupt(f"{key} at {place.position}: the manifest is slot {manifest.slot}'s, not {slot}'s")
-            manifests[slot] = manifest
+            try:
+                manifests[slot] = _decode(piece, slot, f"{key} at {place.position}")
+            except Corrupt as error:
+                manifests[slot] = error
     return manifests
+
+
+def _decode(piece: memoryview, slot: int, where: str) -> SlotManifest:
+    manifest = decode_manifest(piece, where)
+    if manifest.slot != slot:
+        raise Corrupt(f"{where}: the manifest is slot {manifest.slot}'s, not {slot}'s")
+    return manifest
 
 
 async def _replay(

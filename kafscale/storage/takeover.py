@@ -9,7 +9,9 @@ rules (docs/adr/0003-the-log-and-fencing.md):
   that the walk never begins below a gap that deletion made.
 - A log has ended when every number from its last counting checkpoint's covered sequence (or 0) up to a seal is taken;
   its end is the lowest such seal. What lies above never existed. In a log without a seal a gap means nothing yet.
-- Seals are tried at the next eight numbers at once, twice the most that an owner has in flight.
+- Seals are tried at the next eight numbers at once, twice the most that an owner has in flight. So a free number with
+  more above it than owner and sealers ever put above a free one, or with a counting checkpoint above it, was taken and
+  is missing: that is damage, and never the end. No seal is put there, or what lies above would be lost for good.
 - Of a log with the sweep's mark nothing counts any more, and it has ended, whatever is left of it (`sweep.py`). The
   mark is a seal of the sweep's above all numbers that owner or sealers ever try, put before anything is deleted.
 - Of a log that has ended nothing changes any more, so whoever ended it may write down what it read (`ended_logs.py`),
@@ -99,11 +101,18 @@ def decode_object(key: str, header: Header, table: Buffer, undecoded: bool = Fal
 
 
 class NewestCheckpoint(msgspec.Struct, frozen=True):
-    """The highest number of a log that a listing showed, and its newest checkpoint that is known to count."""
+    """The highest number of a log that a listing showed, the highest of its owner's, and its newest checkpoint that is
+    known to count."""
 
     highest: int
+    newest: int = -1
     sequence: int = -1
     checkpoint: Checkpoint | None = None
+
+    def shows_taken(self, number: int) -> bool:
+        """Whether the number must have been taken when the listing was made, for all that lies above it: the owner
+        puts nothing MAX_IN_FLIGHT above a free one, nobody SEALS_AT_ONCE above it."""
+        return number < max(self.sequence, self.newest - MAX_IN_FLIGHT + 1, self.highest - SEALS_AT_ONCE + 1)
 
 
 class _Swept(Exception):
@@ -129,6 +138,9 @@ class LogReader:
         self._clock = clock
         self._random = random_source
         self._purpose = purpose
+
+    def key(self, log_id: str, sequence: int) -> str:
+        return self._keys.log(log_id, sequence)
 
     async def read(self, log_id: str, sequence: int) -> LogObject | None:
         """The object of that number, or None while the number is free. Raises Corrupt."""
@@ -219,11 +231,12 @@ class LogReader:
                     continue
                 # Any object of the owner names the newest checkpoint that counted when it was made.
                 pointer = newest.header.checkpoint_sequence
+                number = newest.header.sequence
                 if pointer < 0:
-                    return NewestCheckpoint(highest)
+                    return NewestCheckpoint(highest, number)
                 named = await self.read(log_id, pointer)
                 if named is not None and named.checkpoint is not None:
-                    return NewestCheckpoint(highest, pointer, named.checkpoint)
+                    return NewestCheckpoint(highest, number, pointer, named.checkpoint)
                 if named is not None or pointer == missing:
                     raise Corrupt(f"{newest.key} names a checkpoint at {pointer} that is not there")
                 missing, is_outdated = pointer, True
@@ -247,13 +260,16 @@ async def find_end(reader: LogReader, log_id: str, so_far: LogEnd | None = None)
                 covered = found.checkpoint.covered if found.checkpoint is not None else 0
                 so_far = LogEnd(log_id, False, covered, covered, found.checkpoint, [], found.sequence)
             so_far = await _walk_on(reader, so_far, found.highest)
-            if not so_far.sealed:
+            was_taken = found.shows_taken(so_far.end)
+            if not so_far.sealed and not was_taken:
                 return so_far
-            # The seal is the end, unless its number was the owner's before, covered by a checkpoint and deleted while
-            # this walked: then that checkpoint is found now.
+            # The seal is the end, and what was taken is missing, unless the number was the owner's before, covered by a
+            # checkpoint and deleted while this walked: then that checkpoint is found now.
             found = await reader.newest_checkpoint(log_id)
             if found.sequence <= so_far.checkpoint_sequence:
-                return so_far
+                if so_far.sealed:
+                    return so_far
+                raise Corrupt(f"{reader.key(log_id, so_far.end)} is missing: later objects of the log are there")
     except _Swept:
         return LogEnd(log_id, True, 0, 0, None, [])
 

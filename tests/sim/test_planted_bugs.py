@@ -14,7 +14,7 @@ from tests.sim.scenario import Result
 from tests.sim.test_sim import SEEDS
 
 # What is gone can't be loaded or read: no wrong answer, and none any more.
-UNREADABLE = ("could not start", "no progress")
+UNREADABLE = ("can't load", "could not start", "no progress")
 
 
 class Breaks(msgspec.Struct, frozen=True):

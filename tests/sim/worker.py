@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from kafscale.control import Configure, Drain, ToSupervisor, ToWorker, encode_frame, worker_side_reader
+from kafscale.coordination.cluster import Topic
 from kafscale.errors import Fenced
 from kafscale.metrics import MetricsBlock
 from supervisor.child import Child
@@ -161,6 +162,16 @@ class WorkerProcess:
             self._exit,
             cluster.bugs,
         )
+        fail = self.worker.ownership._fail
+
+        def failed(slot: int, epoch: int, members: list[tuple[Topic, int]], error: Exception) -> None:
+            # Nothing is ever damaged here, but for one that was replaced while it loaded: the sweep has been there.
+            owner = cluster.state.owner(slot) if cluster.state is not None else None
+            if owner is not None and owner.log_id == configure.log_id:
+                self._world.complain(f"{self.process.name} can't load slot {slot}: {error!r}")
+            fail(slot, epoch, members, error)
+
+        self.worker.ownership._fail = failed  # type: ignore[method-assign]
         if cluster.compaction is not None:
             self.worker.compactor._policy = cluster.compaction
         self.process.spawn(self._start(self.worker), f"{self.process.name} start")

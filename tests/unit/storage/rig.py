@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from kafscale.clock import Clock, Timer
+from kafscale.errors import Corrupt
 from kafscale.protocol.batches import build_batch, read_header
 from kafscale.storage.earlier_logs import EarlierLogs, Lists
 from kafscale.storage.extents import Extent
@@ -271,10 +272,16 @@ def earlier_logs(store: ObjectStore, clock: Clock, patience_seconds: float = 10.
 
 
 async def load_ready(store: ObjectStore, clock: Clock, lists: Lists, slot_of: Any) -> dict[int, LoadedSlot]:
-    """Load all these slots, whose earlier logs are done with them."""
-    ready, ends = await earlier_logs(store, clock).ready(lambda: lists, is_waiting=True)
-    assert ready == lists
-    return await load_slots(store, clock, random.Random(6), ready, ends, slot_of)
+    """Load all these slots, whose earlier logs are done with them. Raises Corrupt where one can't be loaded."""
+    ready = await earlier_logs(store, clock).ready(lambda: lists, is_waiting=True)
+    for damage in ready.damaged.values():
+        raise damage
+    assert ready.lists == lists
+    loaded = await load_slots(store, clock, random.Random(6), lists, ready.ends, slot_of)
+    for found in loaded.values():
+        if isinstance(found, Corrupt):
+            raise found
+    return loaded  # type: ignore[return-value]
 
 
 async def write_checkpoint(

@@ -41,7 +41,7 @@ def test_only_what_is_released_or_ended_is_ready():
         lists = {slot: [Earlier(1, writer.log_id)] for slot in (0, 1)}
         assert (await logs.ready(lambda: lists, is_waiting=False))[0] == {}
         await write_checkpoint(writer, {0: (1, [make_partition(0)])}, released={1: 1})
-        found, ends = await logs.ready(lambda: lists, is_waiting=True)
+        found, ends, _ = await logs.ready(lambda: lists, is_waiting=True)
         assert found.keys() == {1} and not ends[writer.log_id].sealed
         # Given to it once more, at a later epoch.
         again = {1: [Earlier(1, writer.log_id), Earlier(2, log_id(2)), Earlier(3, writer.log_id)]}
@@ -59,8 +59,8 @@ def test_a_slot_that_never_had_an_owner_is_ready_at_once():
     async def main() -> None:
         clock = LoopClock()
         logs = earlier_logs(ScriptedStore(clock), clock)
-        assert await logs.ready(lambda: {5: []}, is_waiting=True) == ({5: []}, {})
-        assert await logs.ready(dict, is_waiting=True) == ({}, {})
+        assert await logs.ready(lambda: {5: []}, is_waiting=True) == ({5: []}, {}, {})
+        assert await logs.ready(dict, is_waiting=True) == ({}, {}, {})
 
     run(main())
 
@@ -85,7 +85,7 @@ def test_a_hint_spares_the_wait_and_proves_nothing():
         store.asked.clear()
         logs.heard(log_id(9), sequence)
         logs.heard(writer.log_id, sequence)
-        found, ends = await waiting
+        found, ends, _ = await waiting
         assert found == lists and writer.clock.monotonic() - before < 0.01
         assert ends[writer.log_id].checkpoint.released == {0: 1}
         assert not any(how == "list" for how, _ in store.asked)
@@ -123,7 +123,7 @@ def test_a_flood_of_wrong_hints_holds_nothing_up(claimed: str):
     run(main())
 
 
-@pytest.mark.parametrize("above", [1, 2, 5])
+@pytest.mark.parametrize("above", [1, 2, 3])
 def test_a_release_above_a_gap_is_none(above: int):
     """Goal: a checkpoint with a free number below it, or a seal, does not count: its owner may yet be fenced there."""
 
@@ -142,7 +142,7 @@ def test_a_release_above_a_gap_is_none(above: int):
         assert (await logs.ready(lambda: lists, is_waiting=False))[0] == {}
         await seal_log(store, KEYS, writer.log_id, writer.clock, writer.random, "test", "test")
         logs.heard(writer.log_id, sequence)
-        found, ends = await logs.ready(lambda: lists, is_waiting=True)
+        found, ends, _ = await logs.ready(lambda: lists, is_waiting=True)
         assert found == lists and ends[writer.log_id].sealed and not ends[writer.log_id].checkpoint.released
 
     run(main())
@@ -178,6 +178,6 @@ def test_what_is_wanted_no_more_is_not_waited_for():
         lists.clear()
         logs.wake()
         await writer.clock.sleep(0)
-        assert await waiting == ({}, {})
+        assert await waiting == ({}, {}, {})
 
     run(main())

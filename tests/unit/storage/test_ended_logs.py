@@ -110,7 +110,7 @@ def test_without_it_the_log_is_read(trouble: str) -> None:
             store.read_errors[key] = [StoreUnavailable("no")]
         store.asked.clear()
         lists = {0: [Earlier(1, owner.writer.log_id)]}
-        found, ends = await earlier_logs(store, LoopClock()).ready(lambda: lists, is_waiting=True)
+        found, ends, _ = await earlier_logs(store, LoopClock()).ready(lambda: lists, is_waiting=True)
         assert found == lists
         assert (len(store.asked) == 1) == (trouble == "none")
         assert ends[owner.writer.log_id] == await owner.end()

@@ -363,3 +363,50 @@ def test_what_was_found_so_far_is_gone_on_from(seed, looks, is_sealed):
         assert len([key for how, key in owner.store.asked if how == "get_tail"]) <= 2 + READS_AT_ONCE
 
     run(main())
+
+
+@pytest.mark.parametrize("lost", [-1, -2, -3, -7])
+@pytest.mark.parametrize("is_sealed", [False, True])
+def test_a_missing_object_is_damage_and_not_the_end(lost: int, is_sealed: bool) -> None:
+    """Goal: a number that must have been taken, for all that lies above it, is never taken for a gap, and no seal is
+    put there. Only the last few of a log that nobody has ended yet can't be told from what never arrived."""
+
+    async def main() -> None:
+        owner = Owner()
+        for _ in range(12):
+            await owner.writer.flush(owner.partition, batch_of(20))
+        if is_sealed:
+            await owner.seal()
+        key = KEYS.log(owner.writer.log_id, owner.writer.log.counted + lost)
+        body = await owner.store.inner.get(key, Purpose.RECOVERY)
+        await owner.store.inner.delete([key], Purpose.SWEEP)
+        if not is_sealed and lost >= -MAX_IN_FLIGHT:
+            assert not (await owner.end()).sealed
+            return
+        for asked in (owner.end(), owner.seal()):
+            with pytest.raises(Corrupt, match=key):
+                await asked
+        assert not await owner.store.exists(key, Purpose.RECOVERY)
+        await owner.store.inner.put_if_absent(key, [body], Purpose.FLUSH)
+        assert offsets(await owner.seal()) == list(range(12))
+
+    run(main())
+
+
+def test_a_missing_object_below_a_checkpoint_is_damage() -> None:
+    """Goal: a checkpoint that later objects name shows that everything below it was taken, whatever lies above."""
+
+    async def main() -> None:
+        owner = Owner()
+        await owner.writer.flush(owner.partition, batch_of(20))
+        covered = owner.writer.log.counted
+        await owner.writer.flush(owner.partition, batch_of(20))
+        await write_checkpoint(owner.writer, {0: (1, [owner.partition])}, covered=covered)
+        await owner.writer.flush(owner.partition, batch_of(20))
+        key = KEYS.log(owner.writer.log_id, covered)
+        await owner.store.inner.delete([key], Purpose.SWEEP)
+        with pytest.raises(Corrupt, match=key):
+            await owner.seal()
+        assert not await owner.store.exists(key, Purpose.RECOVERY)
+
+    run(main())

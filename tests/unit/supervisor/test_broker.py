@@ -217,6 +217,36 @@ def test_a_killed_worker_is_replaced_and_its_sibling_is_not_disturbed(tmp_path) 
     run(scenario())
 
 
+def test_a_damaged_log_keeps_no_worker_down(tmp_path) -> None:
+    """Goal: a worker whose log can't be read is replaced, the broker is well and starts again; the lists go on naming
+    that log, and it is given no end."""
+
+    async def scenario() -> None:
+        broker = Broker(tmp_path)
+        async with broker:
+            await broker.ready()
+            first = broker.posts[0].log_id
+            os.kill(broker.pids()[0], signal.SIGKILL)
+            await until(lambda: broker.posts[0].log_id != first and broker.posts[0].serving, broker.running)
+            damaged = broker.posts[0].log_id
+            key = Keys(broker.settings.cluster_namespace).log(damaged, 0)
+            await broker.control_plane._store.put_if_absent(key, [b"damaged" * 20], Purpose.FLUSH)
+            os.kill(broker.pids()[0], signal.SIGKILL)
+            await until(lambda: broker.posts[0].log_id != damaged and broker.posts[0].serving, broker.running)
+            slots = broker.control_plane.controller.state.slots
+            assert {entries[1].log_id for entries in slots[::2]} == {damaged}
+            assert (await broker.get("/healthz"))[0] == (await broker.get("/readyz"))[0] == 200
+        again = Broker(tmp_path)
+        async with again:
+            await again.ready()
+            slots = again.control_plane.controller.state.slots
+            assert {entries[1].log_id for entries in slots[::2]} == {damaged}
+            assert len(list((tmp_path / "objects" / "kafscale" / "log" / damaged).iterdir())) == 1
+        assert broker.code == again.code == 0
+
+    run(scenario())
+
+
 def test_a_stopped_worker_is_sealed_killed_and_replaced(tmp_path) -> None:
     async def scenario() -> None:
         async with Broker(tmp_path, worker_hang_timeout_ms=300) as broker:

@@ -69,6 +69,9 @@ class Partitions:
                 alive[topic.topic_id, index] = alive[topic.name, index] = found
         self._found = alive
 
+    def has_failed(self, topic_id: bytes, index: int) -> bool:
+        return False
+
     def partition(self, topic: str | bytes, index: int) -> PartitionLog | None:
         return self._found.get((topic, index))
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from kafscale.config import Settings
 from kafscale.coordination.cluster import CreateTopic, DeleteTopic, Topic
 from kafscale.coordination.topic_configs import effective
-from kafscale.errors import Corrupt, Invalid
+from kafscale.errors import Invalid
 from kafscale.protocol.api import ApiKey
 from kafscale.protocol.error_codes import ErrorCode
 from tests.unit.workers.whole_worker import (
@@ -215,15 +215,22 @@ def test_nothing_is_served_before_a_checkpoint_names_it() -> None:
 
 
 def test_a_slot_that_cannot_be_loaded_is_never_taken_for_empty() -> None:
-    """The earlier log has no checkpoint that names it: the worker does not start."""
+    """The earlier log has no checkpoint that names it: it is not served, and no checkpoint names it."""
 
     async def main() -> None:
         before = WholeWorker(log_number=1)
         life = Life(0)
         life.node = before
         life.store = before.store
-        with pytest.raises(Corrupt):
-            await life.take_over("never wrote anything")
+        await life.take_over("never wrote anything")
+        node = life.node
+        assert set(node.worker.ownership.failed) == {0, 2} and not node.worker.ownership.slots
+        node.create("t", 2)
+        answer = await node.call(ApiKey.PRODUCE, 9, produce_request(("t", 0, batch_of())))
+        assert answer.responses[0].partition_responses[0].error_code == ErrorCode.KAFKA_STORAGE_ERROR
+        await node.checkpoint()
+        assert node.worker.log.counted == 1 and not node.worker.ownership.slots and not node.stopped
+        node.stop()
 
     run(main())
 
