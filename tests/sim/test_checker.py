@@ -293,14 +293,14 @@ def random_run(choices: list[int]) -> History:
     return History(events, {T0: FinalLog(start, len(values), list(enumerate(values))[start:])})
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(choices=st.lists(st.integers(0, 99), max_size=80))
 def test_no_right_log_raises_an_alarm(choices: list[int]) -> None:
     """Goal: over random runs of a log that is right by construction the checker finds nothing."""
     assert check(random_run(choices)) == []
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     choices=st.lists(st.integers(0, 99), min_size=5, max_size=80), where=st.integers(0, 1 << 20), how=st.integers(0, 2)
 )

@@ -37,7 +37,7 @@ def test_all_connections(workers: list[Census]) -> None:
     assert workers[0].open == 101
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.tuples(st.integers(0, WORKERS - 1), st.integers(0, 300), st.booleans()), max_size=400))
 def test_addresses_are_never_counted_short(steps: list[tuple[int, int, bool]]) -> None:
     """Whatever comes and goes: at least what there is; and where few are there, exactly that for nearly all."""

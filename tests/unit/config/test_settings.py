@@ -47,7 +47,7 @@ def toml_of(declaration: Declaration, value: Any) -> str:
     return f'"{escaped}"'
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(st.data())
 def test_the_strongest_source_wins(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     """Goal: for any setting and any subset of sources, the value and its source are those of the strongest."""
@@ -94,7 +94,7 @@ def test_any_text_is_a_value_in_bounds_or_one_clear_line(declaration: Declaratio
             assert declaration.setting.low <= value <= declaration.setting.high
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.sampled_from(DECLARATIONS),
     st.floats() | st.dates() | st.lists(st.integers()) | st.dictionaries(st.text(), st.text()),

@@ -187,7 +187,6 @@ NODES = st.lists(st.integers(0, 12), min_size=1, max_size=6, unique=True)
 
 
 @given(st.integers(1, 120), NODES, st.lists(st.tuples(NODES, st.booleans()), min_size=1, max_size=5))
-@settings(deadline=None)
 def test_brokers_that_come_and_go_leave_even_shares_and_few_moves(slot_count, first, steps) -> None:
     """Workers join, leave and are lost in any order: settled slots end up within one of even, each step moves no more
     slots than it must, and nothing moves when nothing changed."""

@@ -53,7 +53,7 @@ def record(message: object, *args: object, **extra: object) -> logging.LogRecord
     return made
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(HOSTILE, HOSTILE, st.none() | st.booleans() | st.integers() | st.floats() | HOSTILE | st.binary(max_size=20))
 def test_any_text_makes_one_printable_line(message: str, client_id: str, value: object) -> None:
     """Goal: whatever is passed, JSON is one valid printable object and text one printable line."""

@@ -52,7 +52,7 @@ def test_metrics_have_cells_of_their_own_and_proper_names() -> None:
     assert len({metric.name for metric in LAYOUT}) == len(LAYOUT)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.data())
 def test_the_page_shows_what_was_counted(data: st.DataObject) -> None:
     """Goal: any counts on any cells of two workers are read back from the page, summed or per worker, and no others."""
@@ -76,7 +76,7 @@ def test_the_page_shows_what_was_counted(data: st.DataObject) -> None:
         block.close()
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.integers(0, 2**40) | st.sampled_from(metrics.LATENCY_BOUNDS_US), max_size=30))
 def test_histograms_hold_their_values(values: list[int]) -> None:
     """Goal: buckets are cumulative over the values at most their bound, count and sum are exact."""

@@ -14,7 +14,7 @@ from kafscale.protocol.table import Api
 
 def few(examples: int) -> settings:
     """So many examples, no stored ones, no clock: hundreds of parameters share a minute."""
-    return settings(max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    return settings(max_examples=examples, database=None, suppress_health_check=list(HealthCheck))
 
 
 def encode(api: Api, version: int, message: Message) -> bytes:

@@ -8,7 +8,7 @@ import time
 import aiokafka.record.default_records as aiokafka_records
 import kafka.record.default_records as kafka_records
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from kio.records.readers import read_batch
 
@@ -32,8 +32,6 @@ from tests.unit.protocol.batch_samples import (
 )
 
 CODECS = range(5)
-# A busy machine is slow now and then.
-UNHURRIED = settings(deadline=None)
 MAX_BYTES = 1 << 21
 
 
@@ -47,7 +45,6 @@ def refusal(batch: bytes | bytearray, **options: int) -> int:
     return caught.value.code
 
 
-@UNHURRIED
 @given(sample_records(), st.sampled_from(CODECS))
 def test_a_built_batch_passes_and_its_header_says_what_was_put_in(records: list[tuple], codec: int) -> None:
     """Goal: what we build is what a good client sends."""
@@ -61,7 +58,6 @@ def test_a_built_batch_passes_and_its_header_says_what_was_put_in(records: list[
     assert not header.is_transactional
 
 
-@UNHURRIED
 @given(sample_records(), st.sampled_from([0, 1, 3, 4]), st.booleans())
 def test_what_kafka_python_builds_passes(records: list[tuple], codec: int, transactional: bool) -> None:
     """Goal: agreement with an independent builder."""
@@ -73,7 +69,6 @@ def test_what_kafka_python_builds_passes(records: list[tuple], codec: int, trans
     assert header.is_transactional == transactional
 
 
-@UNHURRIED
 @given(sample_records(), st.sampled_from(CODECS))
 def test_what_aiokafka_builds_passes(records: list[tuple], codec: int) -> None:
     """Goal: agreement with a second independent builder, snappy included."""
@@ -83,7 +78,6 @@ def test_what_aiokafka_builds_passes(records: list[tuple], codec: int) -> None:
     assert check(builder.build()).record_count == len(records)
 
 
-@UNHURRIED
 @given(sample_records(), st.integers(0, 1 << 40), st.integers(0, 1 << 30))
 def test_kio_reads_what_we_build(records: list[tuple], base_offset: int, epoch: int) -> None:
     """Goal: agreement with an independent reader, field for field (whole seconds are all that kio can check)."""
@@ -126,7 +120,6 @@ def test_every_flipped_bit_of_a_stored_batch_is_found() -> None:
     assert check_stored(batch) == 1
 
 
-@UNHURRIED
 @given(st.binary(max_size=200))
 @example(b"")
 def test_random_bytes_are_refused_and_nothing_worse(data: bytes) -> None:
@@ -228,7 +221,6 @@ def test_zstd_needs_produce_version_7() -> None:
     check(small(codec=compression.LZ4), version=3)
 
 
-@UNHURRIED
 @given(st.integers(0, 2000), st.integers(0, 2000), st.integers(-3000, 3000), st.integers(0, 3000))
 def test_timestamp_limits_hold_to_the_millisecond(before: int, after: int, base: int, spread: int) -> None:
     """Goal: message.timestamp.before.max.ms and after.max.ms, against the plain rule."""
@@ -276,7 +268,6 @@ def test_highly_compressible_batches_pass(codec: int) -> None:
     assert check(batch, max_bytes=1 << 25).record_count == 16
 
 
-@UNHURRIED
 @given(st.integers(0, (1 << 63) - 1), st.integers(0, (1 << 31) - 1), st.integers(0, 100))
 def test_stamping_changes_offset_and_epoch_and_nothing_else(base_offset: int, epoch: int, position: int) -> None:
     """Goal: the one patch on the hot path leaves records and CRC alone."""
@@ -310,7 +301,6 @@ def test_a_missing_maximum_can_be_put_in() -> None:
     assert batch == small()
 
 
-@UNHURRIED
 @given(st.lists(sample_records(max_size=3), max_size=5))
 def test_iterating_visits_every_stored_batch(groups: list[list[tuple]]) -> None:
     """Goal: positions and headers of a run of batches, to its exact end."""
@@ -346,7 +336,6 @@ def test_a_crafted_length_cannot_send_a_reader_round_in_circles() -> None:
         list(iterate(short))
 
 
-@UNHURRIED
 @given(st.lists(st.integers(-(1 << 62), (1 << 62) - 1), min_size=2, max_size=4))
 def test_timestamps_far_apart_survive(timestamps: list[int]) -> None:
     """Goal: deltas of 64 bits are written as kafka-python reads them."""

@@ -13,7 +13,7 @@ import lz4.frame
 import pytest
 import zstandard
 from aiokafka import codec as aiokafka_codec
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kafscale.errors import Invalid
@@ -23,8 +23,6 @@ from kafscale.protocol.error_codes import ErrorCode
 from tests.unit.protocol.batch_samples import ZSTD_FRAME_HEADER, zstd_block
 
 CODECS = range(5)
-# A busy machine is slow now and then.
-UNHURRIED = settings(deadline=None)
 BOUND = 1 << 24
 # Random data, repetitive data, and data of one byte, from nothing to several chunks.
 _data = st.one_of(
@@ -63,7 +61,6 @@ def framings(data: bytes) -> list[tuple[str, int, bytes]]:
     ]
 
 
-@UNHURRIED
 @given(_data, st.sampled_from(CODECS))
 def test_what_is_compressed_comes_back(data: bytes, codec: int) -> None:
     """Goal: a round trip at the exact bound, and a refusal one byte below it."""
@@ -73,7 +70,6 @@ def test_what_is_compressed_comes_back(data: bytes, codec: int) -> None:
         assert error_of(codec, payload, len(data) - 1) == ErrorCode.MESSAGE_TOO_LARGE
 
 
-@UNHURRIED
 @given(_data)
 def test_every_framing_is_read_and_sized(data: bytes) -> None:
     """Goal: what other programs send is read whole; the claimed size is never less, nor over a block more per piece."""
@@ -89,7 +85,6 @@ def test_every_framing_is_read_and_sized(data: bytes) -> None:
                 check_bounded(codec, memoryview(payload), len(data) - 1)
 
 
-@UNHURRIED
 @given(st.binary(min_size=1, max_size=2000), st.sampled_from([1, 3, 4]), st.integers(1, 200))
 def test_independent_decoders_read_what_we_compress(part: bytes, codec: int, times: int) -> None:
     """Goal: clients read our batches: aiokafka's codecs on our payloads, ours on theirs."""
@@ -122,7 +117,6 @@ def test_a_payload_cut_short_at_any_byte_is_damaged() -> None:
         assert len(whole) <= 5, name
 
 
-@UNHURRIED
 @given(st.sampled_from(CODECS), st.binary(max_size=60), st.sampled_from([b"", b"\x1f\x8b\x08\x00", b"\x82SNAPPY\x00",
        b"\x04\x22\x4d\x18\x60\x40\x82", b"\x04\x22\x4d\x18", b"\x28\xb5\x2f\xfd", b"\x53\x2a\x4d\x18"]))  # fmt: skip
 def test_garbage_is_refused_and_nothing_worse(codec: int, tail: bytes, head: bytes) -> None:

@@ -8,7 +8,7 @@ import tracemalloc
 import aiokafka.record.default_records as aiokafka_records
 import kafka.record.default_records as kafka_records
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kafscale.errors import Invalid
@@ -18,8 +18,6 @@ from kafscale.protocol.records import check_records, first_record_at_or_after, i
 from tests.unit.protocol.batch_samples import NOW_MS, built, patched, recrc, sample_records, small, with_payload
 
 CODECS = range(5)
-# A busy machine is slow now and then.
-UNHURRIED = settings(deadline=None)
 
 
 def plain(batch: bytes | bytearray) -> list[tuple]:
@@ -30,7 +28,6 @@ def plain(batch: bytes | bytearray) -> list[tuple]:
     ]
 
 
-@UNHURRIED
 @given(sample_records(), st.sampled_from(CODECS), st.integers(0, 1 << 50))
 def test_records_come_out_as_they_went_in(records: list[tuple], codec: int, base_offset: int) -> None:
     """Goal: a round trip through every codec, offsets dense from the base."""
@@ -39,7 +36,6 @@ def test_records_come_out_as_they_went_in(records: list[tuple], codec: int, base
     assert [r.offset for r in iterate_records(batch)] == list(range(base_offset, base_offset + len(records)))
 
 
-@UNHURRIED
 @given(sample_records(), st.sampled_from(CODECS))
 def test_what_aiokafka_builds_reads_the_same(records: list[tuple], codec: int) -> None:
     """Goal: agreement with an independent builder, every codec."""
@@ -49,7 +45,6 @@ def test_what_aiokafka_builds_reads_the_same(records: list[tuple], codec: int) -
     assert plain(builder.build()) == records
 
 
-@UNHURRIED
 @given(sample_records(), st.sampled_from([0, 1, 3, 4]))
 def test_what_kafka_python_builds_reads_the_same(records: list[tuple], codec: int) -> None:
     """Goal: agreement with a second independent builder."""
@@ -59,7 +54,6 @@ def test_what_kafka_python_builds_reads_the_same(records: list[tuple], codec: in
     assert plain(builder.build()) == records
 
 
-@UNHURRIED
 @given(sample_records(), st.sampled_from(CODECS))
 def test_aiokafka_and_kafka_python_read_what_we_build(records: list[tuple], codec: int) -> None:
     """Goal: agreement with two independent readers."""
@@ -74,7 +68,6 @@ def test_aiokafka_and_kafka_python_read_what_we_build(records: list[tuple], code
         ]
 
 
-@UNHURRIED
 @given(sample_records(), st.sampled_from(CODECS), st.integers(-6000, 6000), st.booleans())
 def test_searching_by_timestamp_agrees_with_looking_at_every_record(
     records: list[tuple], codec: int, delta: int, log_append: bool
@@ -96,7 +89,6 @@ def test_records_without_timestamps_have_no_largest() -> None:
     assert max_timestamp_record(batches.build_batch([(b"", b"")], timestamp_ms=-1)) is None
 
 
-@UNHURRIED
 @given(sample_records())
 def test_checking_opened_records_gives_the_largest_timestamp(records: list[tuple]) -> None:
     """Goal: what a header left out is found, whatever the order of timestamps."""
@@ -104,7 +96,6 @@ def test_checking_opened_records_gives_the_largest_timestamp(records: list[tuple
     assert check_records(batch) == max(timestamp for *_, timestamp in records)
 
 
-@UNHURRIED
 @given(sample_records(), st.sampled_from(CODECS))
 def test_a_compacted_topic_takes_no_record_without_a_key(records: list[tuple], codec: int) -> None:
     """Goal: INVALID_RECORD if and only if a key is missing."""
@@ -169,7 +160,6 @@ def test_a_timestamp_beyond_64_bits_is_refused() -> None:
         first_record_at_or_after(batch, 0)
 
 
-@UNHURRIED
 @given(sample_records(max_size=4), st.sampled_from(CODECS), st.data())
 def test_damaged_payloads_end_in_an_error_or_in_other_records(
     records: list[tuple], codec: int, data: st.DataObject
@@ -186,7 +176,6 @@ def test_damaged_payloads_end_in_an_error_or_in_other_records(
         pass
 
 
-@UNHURRIED
 @given(st.sampled_from(CODECS), st.binary(max_size=100), st.integers(1, 3))
 def test_random_payloads_never_surprise(codec: int, payload: bytes, count: int) -> None:
     """Goal: as above, from nothing."""

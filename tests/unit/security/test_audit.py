@@ -102,7 +102,7 @@ def first_wrong(report: ChainReport) -> tuple[Wrong, int]:
 # Lines
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(EVENT, min_size=1, max_size=3))
 def test_any_event_makes_one_valid_line(events: list[AuditEvent]) -> None:
     """Goal: any texts and numbers give one line of printable JSON of bounded length, which the verifier takes."""
@@ -120,7 +120,7 @@ def test_any_event_makes_one_valid_line(events: list[AuditEvent]) -> None:
     assert not report.findings and not report.notes
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(EVENT, max_size=3))
 def test_events_survive_their_way_to_the_writer(events: list[AuditEvent]) -> None:
     """Goal: what can be sent comes out as it went in; what can't is refused, and is not sent half."""
@@ -182,7 +182,7 @@ def test_a_chain_goes_on_from_its_last_record() -> None:
     assert not verify(lines + records(3, chain=Chain(ORIGIN.chain, last.link))).findings
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.integers(0, 11), st.data())
 def test_any_edit_of_a_line_is_named(place: int, data: st.DataObject) -> None:
     """Goal: whichever byte of whichever line is changed, added or removed, that record is named."""
@@ -203,7 +203,7 @@ def test_any_edit_of_a_line_is_named(place: int, data: st.DataObject) -> None:
     assert first_wrong(verify(edited)) == (Wrong.CHANGED, place + 1)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.integers(0, 9), st.integers(1, 4))
 def test_removed_lines_are_named(place: int, count: int) -> None:
     """Goal: the first of the lines that were taken out is named, at the beginning and at the end too."""
@@ -215,7 +215,7 @@ def test_removed_lines_are_named(place: int, count: int) -> None:
     assert len(report.findings) == 1
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.integers(0, 11), st.integers(0, 11))
 def test_moved_lines_are_named(origin: int, target: int) -> None:
     """Goal: a line that was put elsewhere is named, or the one in whose place it stands."""
@@ -232,7 +232,7 @@ def test_moved_lines_are_named(origin: int, target: int) -> None:
     assert sequence in (origin + 1, displaced)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.integers(0, 11), st.integers(0, 11))
 def test_exchanged_lines_are_named(one: int, other: int) -> None:
     """Goal: of two lines that changed places one is named first, and nothing but those two."""
@@ -246,7 +246,7 @@ def test_exchanged_lines_are_named(one: int, other: int) -> None:
     assert first_wrong(report)[0] in (Wrong.MOVED, Wrong.REMOVED)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.integers(0, 11), st.integers(0, 12))
 def test_doubled_lines_are_named(place: int, target: int) -> None:
     """Goal: a line that stands there twice is named, wherever the copy stands."""
@@ -257,7 +257,7 @@ def test_doubled_lines_are_named(place: int, target: int) -> None:
     assert sequence == place + 1
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.integers(1, 12 * 200))
 def test_a_file_that_was_cut_off_is_found(cut: int) -> None:
     """Goal: of a file that ends too early the first record that is not whole is named, wherever it was cut."""

@@ -170,7 +170,7 @@ def test_credentials_out_of_bounds_let_nobody_in(iterations: int) -> None:
     assert book.find("alice", SCRAM_SHA_256) == keys
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     user=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=30),
     password=st.text(st.sampled_from("abcXYZ019 ,=/+"), min_size=1, max_size=30),

@@ -24,7 +24,7 @@ def exchange(mechanism: str, user: str, password: str) -> ScramExchange:
     return ScramExchange(mechanism, lambda name: known if name == user else None, lambda name: known, b"server")
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.sampled_from(list(HASH_OF)), texts, texts)
 def test_who_knows_the_password_is_let_in(mechanism: str, user: str, password: str) -> None:
     """Any user and password, commas and equals signs included; and both sides have proven it."""

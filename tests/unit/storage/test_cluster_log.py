@@ -148,7 +148,7 @@ def test_a_store_that_stays_silent_is_said_to_be_so() -> None:
     asyncio.run(scenario())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 700) | st.sampled_from([1, 16, 17, 4095, 4096, 4097]))
 def test_the_newest_version_is_found_in_few_rounds(count) -> None:
     async def scenario() -> None:

@@ -26,7 +26,7 @@ from kafscale.storage.store import Purpose
 from tests.unit.storage.rig import KEYS, Config, Put, ScriptedStore, Writer, batch_of, content, make_partition, run
 from tests.unit.storage.rig import LoopClock as Clock
 
-UNHURRIED = settings(deadline=None, max_examples=25)
+FEWER = settings(max_examples=25)
 EAGER = CompactionPolicy(objects=2, bytes=1 << 40, idle_s=1.0)
 
 
@@ -130,7 +130,7 @@ flushes = st.lists(
 )
 
 
-@UNHURRIED
+@FEWER
 @given(history=st.lists(flushes, min_size=1, max_size=3), tail_bytes=st.sampled_from([0, 100_000, 1 << 30]))
 def test_what_is_read_stays_the_same(history, tail_bytes):
     """Goal: after any history, from memory or not, every byte reads as before, in fewer objects."""
@@ -160,7 +160,7 @@ def test_what_is_read_stays_the_same(history, tail_bytes):
     run(main())
 
 
-@UNHURRIED
+@FEWER
 @given(history=flushes, steps=st.integers(0, 400), seed=st.integers(0, 99))
 def test_a_crash_between_any_two_steps_loses_nothing(history, steps, seed):
     """Goal: wherever compaction is cut off, both the last manifest and the state in memory read back whole, and what

@@ -17,7 +17,7 @@ from kafscale.storage.takeover import LogEnd, LogReader, find_end, seal_log
 from tests.unit.storage.rig import KEYS, LoopClock, ScriptedStore, batch_of, earlier_logs, run
 from tests.unit.storage.test_takeover import Owner
 
-UNHURRIED = settings(deadline=None, max_examples=25)
+FEWER = settings(max_examples=25)
 
 
 async def ended(owner: Owner) -> LogEnd:
@@ -34,7 +34,7 @@ async def small() -> tuple[Owner, LogEnd]:
     return owner, await ended(owner)
 
 
-@UNHURRIED
+@FEWER
 @given(seed=st.integers(0, 10_000), wait=st.floats(0, 0.5))
 def test_it_is_what_the_log_says_whatever_its_owner_did(seed: int, wait: float) -> None:
     """Goal: of an owner that writes, checkpoints and deletes until it is ended, and goes on with what it had under way:

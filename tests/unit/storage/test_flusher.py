@@ -16,12 +16,12 @@ from kafscale.storage.log_objects import BatchGroup, LogStart, decode_data_table
 from kafscale.storage.store import Purpose
 from tests.unit.storage.rig import KEYS, LoopClock, Put, ScriptedStore, Writer, batch_of, content, make_partition, run
 
-UNHURRIED = settings(deadline=None, max_examples=50)
+FEWER = settings(max_examples=50)
 SOON = FlushPolicy(flush_bytes=2000, interval_s=None)
 STEADY = FlushPolicy(flush_bytes=2000, interval_s=0.25)
 
 
-@UNHURRIED
+@FEWER
 @given(
     steps=st.lists(
         st.tuples(st.integers(0, 2), st.sampled_from([1, 300, 2500]), st.sampled_from([0, 0, 1, 300])), max_size=40
@@ -252,7 +252,7 @@ def test_a_flush_says_how_much_of_it_is_to_be_compacted():
     run(main())
 
 
-@UNHURRIED
+@FEWER
 @given(sizes=st.lists(st.lists(st.sampled_from([1, 300, 5_000, 20_000]), min_size=1, max_size=5), max_size=3))
 def test_large_batches_lie_where_a_disk_takes_them_uncopied(sizes):
     """Goal: with an alignment, whatever the mix of sizes, every extent that begins with a large batch begins at a

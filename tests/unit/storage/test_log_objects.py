@@ -6,7 +6,7 @@ import random
 import struct
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kafscale.errors import Corrupt
@@ -207,7 +207,6 @@ def filled(chance: random.Random, number: int) -> PartitionLog:
     return partition
 
 
-@settings(deadline=None)
 @given(seed=st.integers(0, 9999))
 def test_manifests_round_trip(seed):
     """Goal: a slot's partitions come back from its manifest as they were, and so does the group state."""

@@ -43,7 +43,7 @@ async def write(writer: Writer, partition: PartitionLog, batches: list) -> list[
     return records
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(
     batches=st.lists(BATCH, max_size=10),
     start=st.integers(0, 40),

@@ -43,7 +43,7 @@ STEP = st.tuples(
 )
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(steps=st.lists(STEP, max_size=40), cuts=st.sets(st.integers(0, 40)), begin=st.sampled_from([0, SEQUENCES - 4]))
 def test_the_table_agrees_with_the_plain_rules(steps, cuts, begin):
     """Goal: for any sequence of batches, with wrap-around and reloads from a manifest, the verdicts are Kafka's."""

@@ -20,7 +20,7 @@ from tests.unit.storage.rig import KEYS, LoopClock, Put, ScriptedStore, Writer, 
 from tests.unit.storage.rig import write_checkpoint as write
 from tests.unit.storage.test_takeover import Owner
 
-UNHURRIED = settings(deadline=None, max_examples=40)
+FEWER = settings(max_examples=40)
 
 
 class Slots:
@@ -49,7 +49,7 @@ def end_of(found: PublishedSlot | None) -> int:
     return found.manifest.partitions[0].high_watermark
 
 
-@UNHURRIED
+@FEWER
 @given(seed=st.integers(0, 10_000), waits=st.lists(st.floats(0, 0.3), min_size=1, max_size=5), sealed=st.booleans())
 def test_the_newest_checkpoint_that_counts_is_found(seed: int, waits: list[float], sealed: bool) -> None:
     """Of an owner that writes, checkpoints and deletes all the time, and of one whose log was ended under its hands;

@@ -40,7 +40,7 @@ def gets(store: ScriptedStore) -> int:
     return sum(how == "get_range" for how, _ in store.asked)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     sizes=st.lists(st.lists(st.integers(0, 3000), min_size=1, max_size=5), min_size=1, max_size=5),
     order=st.lists(st.integers(0, 24), max_size=20),

@@ -31,7 +31,7 @@ from tests.unit.storage.rig import (
     write_checkpoint,
 )
 
-UNHURRIED = settings(deadline=None, max_examples=40)
+FEWER = settings(max_examples=40)
 
 
 def slot_of(topic: bytes, index: int) -> int:
@@ -92,7 +92,7 @@ STEP = st.one_of(
 )
 
 
-@UNHURRIED
+@FEWER
 @given(steps=st.lists(STEP, max_size=40))
 def test_a_load_equals_the_state_that_was_lived(steps):
     """Goal: after any history of appends, deletions, checkpoints and moves, what is loaded is what the owner had."""

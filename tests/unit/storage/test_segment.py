@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import crc32c
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kafscale.errors import Corrupt
@@ -15,8 +15,6 @@ from kafscale.protocol.batches import build_batch, iterate
 from kafscale.storage.segment import SegmentIndex, encode_segment, read_index, read_segment
 
 CREATED_MS = 1_760_000_000_123
-# A busy machine is slow now and then.
-UNHURRIED = settings(deadline=None)
 
 
 @st.composite
@@ -39,7 +37,6 @@ def sample() -> tuple[bytes, bytes]:
     return joined(10, [build_batch([(b"k", b"v")] * 2, offset, 0, CREATED_MS) for offset in (10, 12, 20)])
 
 
-@UNHURRIED
 @given(runs(), st.integers(1, 12))
 def test_a_segment_reads_back(run: tuple[int, list[bytearray]], interval: int) -> None:
     """Goal: a round trip of segment and index; every entry leads to its batch, at least `interval` records apart."""
@@ -63,7 +60,6 @@ def test_a_segment_reads_back(run: tuple[int, list[bytearray]], interval: int) -
         assert after == 1 << 62 or sum(between) >= interval  # nor early
 
 
-@UNHURRIED
 @given(runs(), st.integers(1, 12), st.data())
 def test_a_lookup_never_starts_behind_the_offset(
     run: tuple[int, list[bytearray]], interval: int, data: st.DataObject

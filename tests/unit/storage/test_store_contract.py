@@ -88,14 +88,14 @@ OPERATIONS = st.lists(
 
 
 @pytest.mark.parametrize("kind", ["memory", "local", "bundled"])
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(operations=OPERATIONS)
 def test_behaves_like_a_dictionary(kind: str, operations: list) -> None:
     """Goal: any sequence of calls has the outcomes of the same calls on a dictionary from key to bytes."""
     compare_to_a_dictionary(kind, operations)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(operations=OPERATIONS)
 def test_a_bucket_behaves_like_a_dictionary(operations: list) -> None:
     """Goal: the same over HTTP, where every call takes its time."""

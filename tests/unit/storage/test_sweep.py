@@ -37,7 +37,7 @@ from tests.unit.storage.rig import (
     write_checkpoint,
 )
 
-UNHURRIED = settings(deadline=None, max_examples=25)
+FEWER = settings(max_examples=25)
 SLOTS = 2
 GRACE_MS = 60_000
 
@@ -161,7 +161,7 @@ class Cluster:
 STEPS = st.sampled_from(["flush", "flush", "flush", "compact", "checkpoint", "move", "move-listed", "sweep", "hour"])
 
 
-@UNHURRIED
+@FEWER
 @given(steps=st.lists(STEPS, max_size=25), seed=st.integers(0, 9))
 def test_nothing_that_is_named_is_deleted(steps, seed):
     """Goal: through any history of flushes, compactions, checkpoints and moves, with sweeps at any time, a new owner

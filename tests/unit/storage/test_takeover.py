@@ -27,7 +27,7 @@ from tests.unit.storage.rig import (
     write_checkpoint,
 )
 
-UNHURRIED = settings(deadline=None, max_examples=40)
+FEWER = settings(max_examples=40)
 
 
 class Owner:
@@ -98,7 +98,7 @@ def offsets(end: LogEnd) -> list[int]:
     ]
 
 
-@UNHURRIED
+@FEWER
 @given(seed=st.integers(0, 10_000), wait=st.floats(0, 0.5))
 def test_a_busy_owner_is_sealed_and_loses_nothing(seed, wait):
     """Goal: an owner that writes, checkpoints and deletes all the time is ended in bounded time; everything it
@@ -332,7 +332,7 @@ def test_more_seals_are_tried_than_an_owner_has_in_flight():
     assert SEALS_AT_ONCE >= 2 * MAX_IN_FLIGHT
 
 
-@UNHURRIED
+@FEWER
 @given(seed=st.integers(0, 10_000), looks=st.lists(st.floats(0, 0.2), min_size=1, max_size=4), is_sealed=st.booleans())
 def test_what_was_found_so_far_is_gone_on_from(seed, looks, is_sealed):
     """Goal: going on from an earlier look comes to what a fresh look comes to, though the owner has deleted meanwhile

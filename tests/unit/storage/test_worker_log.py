@@ -15,7 +15,7 @@ from kafscale.storage.store import Purpose
 from kafscale.storage.worker_log import MAX_IN_FLIGHT, WorkerLog
 from tests.unit.storage.rig import KEYS, LoopClock, Put, ScriptedStore, log_id, run
 
-UNHURRIED = settings(deadline=None, max_examples=60)
+FEWER = settings(max_examples=60)
 ID = log_id(1)
 
 
@@ -76,7 +76,7 @@ def script(store: ScriptedStore, key: str, fate: str) -> None:
         store.read_errors[key] = [StoreUnavailable("no"), StoreUnclear("?")]
 
 
-@UNHURRIED
+@FEWER
 @given(fates=st.lists(FATES, min_size=1, max_size=16))
 def test_objects_count_in_order_whatever_the_store_answers(fates):
     """Goal: every object becomes durable under its own number with its own bytes, and they count in sequence."""
@@ -97,7 +97,7 @@ def test_objects_count_in_order_whatever_the_store_answers(fates):
     run(main())
 
 
-@UNHURRIED
+@FEWER
 @given(fates=st.lists(FATES, min_size=1, max_size=10), at=st.integers(0, 10), wait=st.floats(0, 1))
 def test_nothing_at_or_above_a_seal_ever_counts(fates, at, wait):
     """Goal: with a seal set at some number at any time, either the number was ours already or the log ends there."""

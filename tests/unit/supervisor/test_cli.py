@@ -152,7 +152,7 @@ def test_mistakes_are_one_line(capsys: pytest.CaptureFixture[str], arguments: li
     assert line is None or got == line or (line.startswith("'") and got.startswith(line[1:]))
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=200)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200)
 @given(
     st.lists(
         st.sampled_from(["serve", "config", "--listen", "--json", "--version", "-", "--", "--="]) | st.text(max_size=8),

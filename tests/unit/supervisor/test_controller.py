@@ -180,7 +180,7 @@ def test_requests_that_come_together_share_a_version_and_see_each_other() -> Non
     run(scenario)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(2, 4), st.integers(1, 6))
 def test_rival_controllers_write_one_history(rivals, requests) -> None:
     """Every topic is created exactly once; every rival ends at the same state; no result is told that isn't in it."""

@@ -82,7 +82,7 @@ def test_other_requests_are_refused(request_bytes, expected) -> None:
     assert status(answer) == expected
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.lists(st.binary(max_size=300), min_size=1, max_size=10))
 def test_no_bytes_break_the_server(garbage) -> None:
     found = answers(*garbage, b"GET /ok HTTP/1.1\r\n\r\n", half_close=True)

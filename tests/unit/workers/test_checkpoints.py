@@ -25,7 +25,7 @@ from tests.unit.workers.worker_life import QUICK, STEP, Life
 from workers import checkpoints as checkpoints_module
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     lives=st.lists(st.lists(STEP, max_size=25), min_size=1, max_size=3), seed=st.integers(0, 1 << 30), ends=st.data()
 )

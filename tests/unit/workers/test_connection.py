@@ -76,7 +76,7 @@ sizes = st.one_of(
 chunks = st.one_of(st.integers(1, 9), st.integers(1, 5000), st.integers(1, 300_000))
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(st.lists(sizes, min_size=1, max_size=12), st.lists(chunks, min_size=1, max_size=60))
 def test_any_chunking_gives_the_same_frames(frame_sizes: list[int], pieces: list[int]) -> None:
     """However a stream is cut into reads, dispatch sees its frames, whole and in order; large ones may be kept."""
@@ -98,7 +98,7 @@ def test_any_chunking_gives_the_same_frames(frame_sizes: list[int], pieces: list
             assert buffer == frame, "kept bytes must not have been overwritten"
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.lists(st.tuples(st.sampled_from([PRODUCE, PRODUCE, FETCH]), st.integers(6, 300)), min_size=1, max_size=40),
     st.integers(0, 2**32),
@@ -458,7 +458,7 @@ def test_memory_goes_to_those_that_waited_longest() -> None:
     assert [frame[2:6] for frame in recorder.frames] == [b"\0\0\0\1", b"\0\0\0\2"]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.integers(6, 300_000), min_size=1, max_size=10), st.lists(chunks, min_size=1, max_size=20))
 def test_frames_survive_any_shortage(frame_sizes: list[int], pieces: list[int]) -> None:
     """With memory for hardly more than a frame, and every frame kept for a while, all frames arrive whole."""

@@ -41,7 +41,7 @@ def served(node: WholeWorker) -> dict[Any, Any]:
     }
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(steps=st.lists(STEP, max_size=40), seed=st.integers(0, 1 << 30))
 def test_what_is_served_follows_the_cluster(steps: list[tuple[str, int, int]], seed: int) -> None:
     """Topics created, deleted, created anew, grown and configured while batches, log starts, compaction and checkpoints

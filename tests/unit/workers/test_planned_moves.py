@@ -251,7 +251,7 @@ class _Wire(list[Any]):
             self._pair.released(self._node, message)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(steps=st.lists(STEP, max_size=50), seed=st.integers(0, 1 << 30))
 def test_slots_move_while_everything_goes_on(steps: list[tuple[str, int, int]], seed: int) -> None:
     async def main() -> None:

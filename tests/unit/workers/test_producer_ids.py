@@ -43,7 +43,7 @@ def ids_of(store: ScriptedStore, number: int) -> ProducerIds:
     return ProducerIds(store, KEYS, LoopClock(), random.Random(number), f"worker {number}")
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(
     moods=st.lists(st.sampled_from(["well", "refused", "unclear", "lost"]), max_size=8),
     asked=st.lists(st.tuples(st.integers(0, 2), st.integers(1, 700)), min_size=1, max_size=6),

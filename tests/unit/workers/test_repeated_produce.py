@@ -423,7 +423,7 @@ def change(twins: Twins, what: str, number: int) -> None:
                 twins.both("grow", "t2", twins.nodes[0].state.topics["t2"].partitions + 1)
 
 
-@settings(deadline=None, max_examples=250)
+@settings(max_examples=250)
 @given(
     steps=st.lists(STEP, min_size=2, max_size=25),
     version=st.sampled_from([3, 7, 8, 9, 12, 13]),

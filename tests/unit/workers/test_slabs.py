@@ -16,7 +16,7 @@ from workers.slabs import PAGE_BYTES, SlabPool
 KIB = 1024
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.lists(
         st.one_of(

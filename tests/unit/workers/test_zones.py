@@ -540,7 +540,7 @@ def test_a_reader_that_becomes_the_leader_goes_on() -> None:
     run(main())
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 1 << 30))
 def test_whatever_the_leader_does_every_record_comes_once_and_in_order(seed: int) -> None:
     """Consumers of both zones follow while batches of any size are written, checkpoints, compaction and forgetting go

@@ -264,7 +264,5 @@ class Groups(RuleBasedStateMachine):
             assert not self.driver.records
 
 
-Groups.TestCase.settings = settings(
-    max_examples=250, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck)
-)
+Groups.TestCase.settings = settings(max_examples=250, stateful_step_count=50, suppress_health_check=list(HealthCheck))
 TestGroups = Groups.TestCase

@@ -153,7 +153,7 @@ def test_every_api_says_whom_it_concerns() -> None:
 
 # Partitions: any of any topic, known or not, once or twice, in any order.
 PLACES = st.lists(st.tuples(st.sampled_from(TOPICS), st.integers(-1, PARTITIONS + 1)), max_size=12)
-OFTEN = settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
+OFTEN = settings(max_examples=8, suppress_health_check=list(HealthCheck))
 
 
 def by_topic(places: list[tuple[str, int]]) -> list[tuple[str, list[int]]]:

@@ -536,7 +536,7 @@ def test_what_is_deleted_while_it_is_read_back(what: str) -> None:
 # The property
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     sizes=st.lists(st.sampled_from([1, 50, 400, 3000]), min_size=1, max_size=14),
     counts=st.lists(st.integers(1, 4), min_size=14, max_size=14),

@@ -125,7 +125,7 @@ some_offsets = st.dictionaries(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     commits=st.lists(st.tuples(st.sampled_from(COMMITS), st.integers(0, 2), some_offsets), max_size=5),
     version=st.sampled_from(FETCHES),

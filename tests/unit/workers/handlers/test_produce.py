@@ -37,7 +37,7 @@ from tests.unit.workers.whole_worker import (
 )
 
 VERSIONS = range(3, 14)
-UNHURRIED = settings(deadline=None, max_examples=30)
+FEWER = settings(max_examples=30)
 
 
 async def started(**options: Any) -> WholeWorker:
@@ -287,7 +287,7 @@ def test_zstd_needs_a_version_that_knows_it() -> None:
     run(main())
 
 
-@UNHURRIED
+@FEWER
 @given(
     sizes=st.lists(st.sampled_from([0, 10, 3000, 70_000]), min_size=1, max_size=6),
     codec=st.sampled_from([0, GZIP, SNAPPY, LZ4, ZSTD]),

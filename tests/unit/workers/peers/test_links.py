@@ -238,7 +238,7 @@ def test_a_private_link_is_not_had_from_outside() -> None:
     run(main())
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=30, suppress_health_check=list(HealthCheck))
 @given(at=st.integers(0, 100_000), bit=st.integers(0, 7))
 def test_a_frame_changed_on_its_way_ends_the_link(at: int, bit: int) -> None:
     """Whatever bit of an established link's bytes is turned, in either direction: nothing is made of it."""
@@ -309,7 +309,7 @@ def test_what_was_recorded_is_worth_nothing() -> None:
     run(main())
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=50, suppress_health_check=list(HealthCheck))
 @given(data=st.binary(max_size=400), has_magic=st.booleans())
 def test_rubbish_costs_a_connection(data: bytes, has_magic: bool) -> None:
     """Any bytes at a port for workers: closed sooner or later, and the worker serves on."""
@@ -326,7 +326,7 @@ def test_rubbish_costs_a_connection(data: bytes, has_magic: bool) -> None:
     run(main())
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, suppress_health_check=list(HealthCheck))
 @given(
     kind=st.one_of(st.sampled_from(list(Kind)), st.integers(0, 255)),
     first=st.sampled_from([0, 1, 2, 0xFFFFFFFF]),
