@@ -27,7 +27,7 @@ class Why(StrEnum):
     NO_LOG = "there is no log of its writer"
     NO_SEAL = "says what an ended log holds, and the log has not ended"
     DISOWNED = "its worker's newest checkpoint is newer, and neither names it nor gives it up"
-    AFTER_THE_END = "written when its worker had ended its log itself"
+    AFTER_THE_END = "written long after its worker's log had ended"
     OVERDUE = "its log ended long ago, and no sweep has deleted it"
     YOUNG = "too young to say: its worker may be about to name it"
     AFTER_CHECKPOINT = "written after its worker's newest checkpoint, and of no use without one"
@@ -58,10 +58,11 @@ class LogSeal(msgspec.Struct, frozen=True):
 
 class Ages(msgspec.Struct, frozen=True, kw_only=True):
     """`young_ms`: what was created after it may yet come to be named. `overdue_ms`: what ended before it should have
-    been swept."""
+    been swept. `late_ms`: how long a worker whose log others have ended may go on writing, before it learns of it."""
 
     young_ms: int
     overdue_ms: int
+    late_ms: int
 
 
 class Judge:
@@ -109,9 +110,8 @@ class Judge:
         seal = self._seals.get(log_id)
         if seal is None:
             return Why.YOUNG if is_young else Why.NO_END
-        if _is_after_own_end(info, seal):
+        if self._is_after(info, seal):
             return Why.AFTER_THE_END
-        # Whom another has ended may have been paused, or loading, and have written this any time later.
         return Why.OVERDUE if max(seal.created_ms, info.created_ms) < self._ages.overdue_ms else Why.ENDED
 
     def _of_ended(self, log_id: str) -> Why:
@@ -122,11 +122,15 @@ class Judge:
             return Why.NO_SEAL if log_id in self._known else Why.NO_LOG
         return Why.OVERDUE if seal.created_ms < self._ages.overdue_ms else Why.ENDED
 
+    def _is_after(self, info: ObjectInfo, seal: LogSeal) -> bool:
+        """Whoever has ended its log itself writes nothing more."""
+        return info.created_ms > seal.created_ms + (0 if seal.is_own else self._ages.late_ms)
+
     def _of_walked(self, info: ObjectInfo, log: WalkedLog, is_young: bool) -> Why:
         if info.key in self._given_up[log.log_id]:
             return Why.LEFT_BEHIND if log.sealed else Why.GIVEN_UP
         seal = self._seals.get(log.log_id)
-        if seal is not None and _is_after_own_end(info, seal):
+        if seal is not None and self._is_after(info, seal):
             return Why.AFTER_THE_END
         if is_young and not log.sealed:
             return Why.YOUNG
@@ -137,8 +141,3 @@ class Judge:
         if info.created_ms >= self._checkpoints_ms.get(log.log_id, 0):
             return Why.AFTER_CHECKPOINT
         return Why.DISOWNED
-
-
-def _is_after_own_end(info: ObjectInfo, seal: LogSeal) -> bool:
-    """Whoever has ended its log itself writes nothing more."""
-    return seal.is_own and info.created_ms > seal.created_ms

@@ -50,6 +50,8 @@ LOOK_AGAIN_SECONDS = 1.0
 LEFTOVERS_SHOWN = 20
 # Sweeps that may pass before what they should have deleted is called unreferenced.
 SWEEPS_ALLOWED = 2
+# A worker whose log others have ended may be loading slots, or be paused: what it wrote until then is no riddle.
+LATE_MS = 600_000
 
 _Item = TypeVar("_Item")
 
@@ -361,6 +363,7 @@ class Verifier:
         ages = Ages(
             young_ms=self._newest_ms - grace_ms,
             overdue_ms=self._newest_ms - grace_ms - SWEEPS_ALLOWED * self._settings.sweep_interval_ms,
+            late_ms=LATE_MS,
         )
         judge = Judge(self._keys, contents.logs, numbers.keys(), checkpoints_ms, contents.owners, seals, ages)
         return [(info, judge.why(info)) for info in unnamed if info.key not in seal_keys]

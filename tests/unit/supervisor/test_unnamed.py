@@ -11,7 +11,7 @@ from tests.unit.storage.rig import KEYS, log_id
 HOUR_MS = 3_600_000
 NOW_MS = 1000 * HOUR_MS
 ENDED_AT_MS = NOW_MS - 10 * HOUR_MS
-AGES = Ages(young_ms=NOW_MS - HOUR_MS, overdue_ms=NOW_MS - 20 * HOUR_MS)
+AGES = Ages(young_ms=NOW_MS - HOUR_MS, overdue_ms=NOW_MS - 20 * HOUR_MS, late_ms=HOUR_MS)
 
 
 @pytest.mark.parametrize(
@@ -19,9 +19,9 @@ AGES = Ages(young_ms=NOW_MS - HOUR_MS, overdue_ms=NOW_MS - 20 * HOUR_MS)
     [
         # Another ended the log: its worker was loading slots, or paused, and knew nothing of it.
         (False, ENDED_AT_MS, ENDED_AT_MS - HOUR_MS, Why.ENDED),
-        (False, ENDED_AT_MS, ENDED_AT_MS + 5 * HOUR_MS, Why.ENDED),
-        (False, NOW_MS - 30 * HOUR_MS, NOW_MS - 2 * HOUR_MS, Why.ENDED),
-        (False, NOW_MS - 30 * HOUR_MS, NOW_MS - 25 * HOUR_MS, Why.OVERDUE),
+        (False, ENDED_AT_MS, ENDED_AT_MS + HOUR_MS, Why.ENDED),
+        (False, ENDED_AT_MS, ENDED_AT_MS + HOUR_MS + 1, Why.AFTER_THE_END),
+        (False, NOW_MS - 30 * HOUR_MS, NOW_MS - 29 * HOUR_MS, Why.OVERDUE),
         # Whoever ends its own log has written everything before.
         (True, ENDED_AT_MS, ENDED_AT_MS, Why.ENDED),
         (True, ENDED_AT_MS, ENDED_AT_MS + 1, Why.AFTER_THE_END),
