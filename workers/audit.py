@@ -31,9 +31,9 @@ from workers.audited_access import AuditedAccess
 from workers.audited_changes import resources_of
 from workers.authentication import Login
 from workers.caller import Caller
-from workers.connection import Pending
 from workers.context import Request
 from workers.errors import code_of, error_codes_in
+from workers.pending import Pending
 
 # What is alike is told once in so long.
 WINDOW_SECONDS: Final = 10.0

@@ -41,7 +41,8 @@ from kafscale.storage.threads import Threads
 
 if TYPE_CHECKING:
     from kafscale.security.tokens import Bearer, SigningKeys
-    from workers.connection import Connection, OrderedPending, Pending
+    from workers.connection import Connection
+    from workers.pending import OrderedPending, Pending
 
 log = logging.getLogger(__name__)
 

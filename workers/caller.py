@@ -13,8 +13,8 @@ from kafscale.security.access import ANONYMOUS, Access
 from kafscale.security.principals import principal_of
 
 if TYPE_CHECKING:
-    from workers.connection import Pending
     from workers.listener import Listener
+    from workers.pending import Pending
     from workers.refused_batches import RefusedBatches
     from workers.repeated_produce import RepeatedProduce
     from workers.zones import SentAway

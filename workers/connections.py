@@ -17,7 +17,8 @@ from kafscale.config import Settings
 from kafscale.logs import RateLimited
 from kafscale.metrics import CONNECTIONS_ACCEPTED, CONNECTIONS_CLOSED, CONNECTIONS_OPEN, MetricsBlock
 from workers.caller import Caller
-from workers.connection import BEGUN_PER_TURN_MAX, SMALL_FRAME_BYTES, Connection, Pending
+from workers.connection import BEGUN_PER_TURN_MAX, SMALL_FRAME_BYTES, Connection
+from workers.pending import Pending
 from workers.slabs import SlabPool
 
 CallSoon = Callable[[Callable[[], None]], object]

@@ -25,10 +25,10 @@ from kafscale.protocol.schema import Buffer, Message
 from workers.audited_access import AuditedAccess
 from workers.authorization import REQUIREMENTS, Authority, OnCluster, PerItem, Row
 from workers.caller import Caller
-from workers.connection import Pending
 from workers.context import Context, Request
 from workers.errors import Failed, code_of, deserves_stack_trace, error_codes_in, top_level_failure
 from workers.listener import Listener
+from workers.pending import Pending
 
 log = logging.getLogger(__name__)
 

@@ -28,8 +28,9 @@ from kafscale.protocol.produce import (
 from kafscale.protocol.schema import Buffer
 from kafscale.protocol.wire import uvarint
 from kafscale.storage.partition import PartitionLog
-from workers.connection import SMALL_FRAME_BYTES, Pending
+from workers.connection import SMALL_FRAME_BYTES
 from workers.context import Context, Request
+from workers.pending import Pending
 from workers.quotas import Charge
 from workers.waiting_produce import Waiting
 

@@ -8,7 +8,7 @@ from kafscale.metrics import PRODUCE_LATENCY, MetricsBlock, error_cell
 from kafscale.protocol.answers import Node
 from kafscale.protocol.error_codes import ErrorCode
 from kafscale.protocol.produce import ProduceResult, encode_produce_response
-from workers.connection import Pending
+from workers.pending import Pending
 
 
 class Waiting:

@@ -21,7 +21,7 @@ from kafscale.protocol.messages.produce import ProduceRequest, ProduceResponse
 from kafscale.protocol.produce import parse_produce
 from kafscale.protocol.schema import Buffer, Message
 from workers.caller import Caller
-from workers.connection import Connection, OrderedPending, Pending
+from workers.connection import Connection
 from workers.connections import Dispatch
 from workers.errors import Failed
 from workers.forwarding.clients import PassingClient
@@ -33,6 +33,7 @@ from workers.forwarding.producer_order import NumberedBatch, numbered_batches
 from workers.forwarding.routes import ROUTES, Route
 from workers.forwarding.split_fetch import SplitFetch
 from workers.peers.peers import Peers
+from workers.pending import OrderedPending, Pending
 
 _UNREACHABLE = "the worker that this concerns can't be reached at the moment"
 

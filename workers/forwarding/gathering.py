@@ -17,11 +17,11 @@ from kafscale.protocol.api import Api, decode_response, encode_request, encode_r
 from kafscale.protocol.headers import RequestHeader
 from kafscale.protocol.schema import Buffer, Message
 from workers.caller import Caller
-from workers.connection import Answer, OrderedPending, Pending
 from workers.connections import Dispatch
 from workers.forwarding.clients import PassingClient
 from workers.forwarding.passing import CLOSING_REASONS
 from workers.peers.outgoing import PassedRequest
+from workers.pending import Answer, OrderedPending, Pending
 
 log = logging.getLogger(__name__)
 

@@ -11,10 +11,10 @@ from collections.abc import Callable
 
 from kafscale.metrics import PASSED_FAILED
 from kafscale.protocol.schema import Buffer
-from workers.connection import OrderedPending
 from workers.forwarding.clients import PassingClient
 from workers.peers.frames import ERRORS
 from workers.peers.outgoing import ANSWER_WINDOW_BYTES, PassedRequest
+from workers.pending import OrderedPending
 
 # What is told to clients by closing their connection, whoever's it is.
 CLOSING_REASONS = frozenset({"protocol", "error", "too_large", "slow_request"})

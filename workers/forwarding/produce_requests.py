@@ -16,10 +16,10 @@ from kafscale.protocol.messages.produce import (
 )
 from kafscale.protocol.produce import TOPIC_IDS_FROM, ProduceRequestView, ProduceResult, encode_produce_response
 from kafscale.protocol.schema import Buffer
-from workers.connection import OrderedPending
 from workers.forwarding.clients import PassingClient
 from workers.forwarding.passing import Failure, Passing, ServeHere
 from workers.forwarding.producer_order import NumberedBatch
+from workers.pending import OrderedPending
 
 # (topic as the request names it, partition, error code)
 Code = tuple[str | bytes, int, int]

@@ -33,12 +33,12 @@ from kafscale.protocol.headers import RequestHeader
 from kafscale.protocol.messages import fetch as messages
 from kafscale.protocol.schema import Buffer
 from workers.caller import Caller
-from workers.connection import Answer, OrderedPending, Pending
 from workers.connections import Dispatch
 from workers.forwarding.clients import PassingClient
 from workers.forwarding.passing import CLOSING_REASONS
 from workers.peers.frames import RESULTS
 from workers.peers.outgoing import PassedRequest
+from workers.pending import Answer, OrderedPending, Pending
 
 log = logging.getLogger(__name__)
 

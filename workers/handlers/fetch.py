@@ -39,10 +39,10 @@ from kafscale.security.needs import CLUSTER_ACTION, READ_TOPIC
 from kafscale.storage.extents import Extent, cut
 from kafscale.storage.partition import PartitionLog
 from kafscale.storage.store import Buffer
-from workers.connection import Pending
 from workers.context import Context, Request
 from workers.errors import code_of
 from workers.partitions import leader_addresses, served_partition, why_not_served
+from workers.pending import Pending
 from workers.zones import SentAway, reader_for
 
 log = logging.getLogger(__name__)

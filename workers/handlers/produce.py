@@ -28,9 +28,9 @@ from kafscale.security.needs import WRITE_TOPIC, WRITE_TRANSACTION, Need
 from kafscale.storage.flush import Flush
 from kafscale.storage.partition import PartitionLog
 from workers.caller import Caller
-from workers.connection import Pending
 from workers.context import Context, Request
 from workers.partitions import leader_addresses, why_not_served
+from workers.pending import Pending
 from workers.refused_batches import RefusedBatches
 from workers.repeated_produce import RepeatedProduce
 from workers.waiting_produce import WaitingProduce

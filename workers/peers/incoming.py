@@ -22,7 +22,6 @@ from kafscale.protocol.fetch import FetchResult
 from kafscale.protocol.schema import Buffer
 from kafscale.security.peer_handshake import PeerAcceptor, PeerRefused
 from workers.caller import Caller
-from workers.connection import Answer, Pending
 from workers.listener import Listener
 from workers.peers.frames import (
     CHUNK_BYTES,
@@ -36,6 +35,7 @@ from workers.peers.frames import (
     is_bulk,
 )
 from workers.peers.link import Link
+from workers.pending import Answer, Pending
 
 if TYPE_CHECKING:
     from workers.peers.peers import Peers

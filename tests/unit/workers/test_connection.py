@@ -25,8 +25,8 @@ from workers.connection import (
     WAITING_BYTES_MAX,
     WAITING_FRAMES_MAX,
     Connection,
-    Pending,
 )
+from workers.pending import Pending
 from workers.slabs import SlabPool
 
 PRODUCE = b"\0\0"

@@ -32,10 +32,10 @@ from tests.unit.security.certificates import Authority
 from tests.unit.workers.doubles import ManualClock
 from workers.acceptor import Acceptor, Pace
 from workers.authentication import Authenticator, Login
-from workers.connection import Pending
 from workers.connections import Connections
 from workers.entrance import Entrance
 from workers.listener import Listener
+from workers.pending import Pending
 from workers.slabs import SlabPool
 
 CA = Authority()
