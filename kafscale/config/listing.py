@@ -22,9 +22,10 @@ the file over the default. `kafscale config` prints every value and where it cam
 `auto` may also be written. An unknown flag or key, and a value that is out of bounds, stop the start with exit code
 2; so does an unknown variable that looks like a security setting. Other unknown `KAFSCALE_*` variables are a warning.
 
-Of KafScale, another broker, written in Go, `{BROKER_ADDR}` (`HOST:PORT` to listen on), `{BROKER_HOST}` and `{BROKER_PORT}`
-(what clients are told) are read where the settings' own variables and flags leave room. A port alone, where nothing
-else says what to listen on, is the port to listen on. What Kubernetes injects for its services is passed over.
+Of KafScale, another broker, written in Go, `{BROKER_ADDR}` (`HOST:PORT` to listen on), `{BROKER_HOST}` and
+`{BROKER_PORT}` (what clients are told) are read where the settings' own variables and flags leave room. A port alone,
+where nothing else says what to listen on, is the port to listen on. What Kubernetes injects for its services is passed
+over.
 """
 
 
