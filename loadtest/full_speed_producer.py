@@ -18,6 +18,8 @@ from typing import Any
 
 from confluent_kafka import KafkaError, Message, Producer
 
+from loadtest.beside import Beside
+
 
 def produce(
     bootstrap: str,
@@ -94,26 +96,11 @@ def _command(bootstrap: str, topic: str, seconds: float, record_bytes: int) -> l
     ]
 
 
-class Neighbour:
+class Neighbour(Beside):
     """A full-speed producer that runs for as long as the `with` block does; `result` afterwards says what it sent."""
 
     def __init__(self, bootstrap: str, topic: str, record_bytes: int = 1_000) -> None:
-        self._command = [*_command(bootstrap, topic, 600, record_bytes), "--until-stdin-closes"]
-        self.result: dict[str, Any] = {}
-
-    def __enter__(self) -> Neighbour:
-        self._process = subprocess.Popen(self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        try:
-            output, _error = self._process.communicate(timeout=180)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-            raise
-        if self._process.returncode == 0:
-            self.result = json.loads(output)
+        super().__init__([*_command(bootstrap, topic, 600, record_bytes), "--until-stdin-closes"])
 
 
 def main() -> None:

@@ -10,12 +10,13 @@ import argparse
 import json
 import random
 import select
-import subprocess
 import sys
 import time
-from typing import Any, Self
+from typing import Any
 
 from confluent_kafka import KafkaError, Message, Producer
+
+from loadtest.beside import Beside
 
 TICK_S = 0.02
 
@@ -62,32 +63,19 @@ def produce(bootstrap: str, topic: str, partitions: int, bytes_per_second: float
     return {"records": sent, "bytes": sent * record_bytes, "seconds": elapsed}
 
 
-class PacedProducer:
+class PacedProducer(Beside):
     """Runs for as long as the `with` block does; `result` afterwards says what was sent."""
 
     def __init__(
         self, bootstrap: str, topic: str, partitions: int, bytes_per_second: float, record_bytes: int = 1_000
     ) -> None:
-        self._command = [
-            *(sys.executable, "-m", "loadtest.paced_producer"),
-            *("--bootstrap", bootstrap, "--topic", topic, "--partitions", str(partitions)),
-            *("--rate", str(bytes_per_second), "--record-bytes", str(record_bytes)),
-        ]
-        self.result: dict[str, Any] = {}
-
-    def __enter__(self) -> Self:
-        self._process = subprocess.Popen(self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        try:
-            output, _error = self._process.communicate(timeout=180)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-            raise
-        if self._process.returncode == 0:
-            self.result = json.loads(output)
+        super().__init__(
+            [
+                *(sys.executable, "-m", "loadtest.paced_producer"),
+                *("--bootstrap", bootstrap, "--topic", topic, "--partitions", str(partitions)),
+                *("--rate", str(bytes_per_second), "--record-bytes", str(record_bytes)),
+            ]
+        )
 
 
 def main() -> None:
