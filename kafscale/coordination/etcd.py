@@ -7,7 +7,9 @@ too. Only what fails at all of them, or is refused, ends the session, and anothe
 etcd answers again.
 
 Who is alive, who leads and how far the cluster log is comes from listings alone: after every event, and every second.
-A watch is no more than a doorbell, so that events that come twice, late, in another order or never do no harm.
+A watch is no more than a doorbell, so that events that come twice, late, in another order or never do no harm. A listing
+of an earlier revision than the one before ends the session: etcd was restored from a backup, perhaps while we slept, and
+what we held may be another's.
 
 It owns two threads for etcd's blocking calls, and what was listed last. `is_available` turns false by the local clock
 when the lease has not been renewed for its time to live, whatever etcd's own clock says, and while etcd knows an older
@@ -282,9 +284,10 @@ class EtcdCoordination:
         if session.published == published:
             # This listing began afterwards: it says what etcd still knows of it.
             session.published = 0
-        # Two calls may overtake each other.
-        if view.revision >= self._view.revision or session is not self._session:
-            self._view = view
+        # Listings of a session come one after the other, and each says all that etcd knows at that moment.
+        if session is self._session and view.revision < self._view.revision:
+            raise OSError("etcd has gone back to an earlier state: it was restored, or emptied")
+        self._view = view
         self._tell()
 
     async def _observe(self) -> None:
