@@ -7,9 +7,9 @@ too. Only what fails at all of them, or is refused, ends the session, and anothe
 etcd answers again.
 
 Who is alive, who leads and how far the cluster log is comes from listings alone: after every event, and every second.
-A watch is no more than a doorbell, so that events that come twice, late, in another order or never do no harm. A listing
-of an earlier revision than the one before ends the session: etcd was restored from a backup, perhaps while we slept, and
-what we held may be another's.
+A watch is no more than a doorbell, so that events that come twice, late, in another order or never do no harm. A
+listing of an earlier revision than the one before ends the session: etcd was restored from a backup, perhaps while we
+slept, and what we held may be another's.
 
 It owns two threads for etcd's blocking calls, and what was listed last. `is_available` turns false by the local clock
 when the lease has not been renewed for its time to live, whatever etcd's own clock says, and while etcd knows an older
