@@ -21,6 +21,8 @@ from tests.e2e.confluent_clients import poll_records
 PATIENCE_S = 120.0
 OUTSTANDING_MAX = 2_000
 COMMIT_INTERVAL_S = 0.05
+# What a partition's leader may say while that changes.
+MOVED = (KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE, KafkaError._TRANSPORT)
 
 
 class IdempotentLoad:
@@ -119,6 +121,9 @@ class GroupReader:
         # partition → next offset, as confirmed by the broker; and as seen.
         self.committed: dict[int, int] = defaultdict(int)
         self._next: dict[int, int] = defaultdict(int)
+        # What was confirmed when the partition was assigned last. A commit that was waiting for the coordinator may be
+        # sent, and confirmed, after the group was asked where it goes on.
+        self._floor: dict[int, int] = defaultdict(int)
         self._commit_at = 0.0
         self._settings = {
             "bootstrap.servers": bootstrap,
@@ -178,6 +183,7 @@ class GroupReader:
     def _assigned(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         for partition in partitions:
             self._next[partition.partition] = -1  # The first record says where the group goes on.
+            self._floor[partition.partition] = self.committed[partition.partition]
 
     def _run(self) -> None:
         consumer = Consumer(self._settings | {"on_commit": self._confirmed})
@@ -203,8 +209,8 @@ class GroupReader:
         partition, offset = message.partition(), message.offset()
         expected = self._next[partition]
         if expected < 0:
-            if offset < self.committed[partition]:
-                self.problems.append(f"partition {partition}: resumed at {offset}, below {self.committed[partition]}")
+            if offset < self._floor[partition]:
+                self.problems.append(f"partition {partition}: resumed at {offset}, below {self._floor[partition]}")
         elif offset != expected:
             self.problems.append(f"partition {partition}: offset {offset} where {expected} was due")
         self._next[partition] = offset + 1
@@ -227,6 +233,23 @@ class GroupReader:
                 self.committed[partition.partition] = max(self.committed[partition.partition], partition.offset)
 
 
+def _bounds(reader: Consumer, partition: TopicPartition) -> tuple[int, int]:
+    """The partition's first offset and its end. Asked for again where it has just moved: librdkafka leaves that to its
+    caller."""
+
+    def ask() -> tuple[int, int] | None:
+        try:
+            return reader.get_watermark_offsets(partition, timeout=PATIENCE_S)
+        except KafkaException as problem:
+            if problem.args[0].code() not in MOVED:
+                raise
+            return None
+
+    found = wait_for(ask, PATIENCE_S, f"the bounds of {partition}", pause_s=0.2)
+    assert found is not None
+    return found
+
+
 def check_records(bootstrap: str, load: IdempotentLoad, client_id: str = "rdkafka") -> float:
     """Read everything back: nothing acknowledged is missing or elsewhere, nothing is twice, offsets are dense and the
     numbers of each partition in order. Returns the seconds it took.
@@ -241,7 +264,7 @@ def check_records(bootstrap: str, load: IdempotentLoad, client_id: str = "rdkafk
     try:
         ends = {}
         for partition in range(load.partitions):
-            low, high = reader.get_watermark_offsets(TopicPartition(load.topic, partition), timeout=PATIENCE_S)
+            low, high = _bounds(reader, TopicPartition(load.topic, partition))
             assert low == 0, f"partition {partition} begins at {low}"
             ends[partition] = high
         reader.assign([TopicPartition(load.topic, partition, 0) for partition in range(load.partitions)])
