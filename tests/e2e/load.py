@@ -11,7 +11,8 @@ import contextlib
 import threading
 import time
 from collections import defaultdict
-from typing import Self
+from collections.abc import Callable
+from typing import Self, TypeVar
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 
@@ -21,8 +22,16 @@ from tests.e2e.confluent_clients import poll_records
 PATIENCE_S = 120.0
 OUTSTANDING_MAX = 2_000
 COMMIT_INTERVAL_S = 0.05
-# What a partition's leader may say while that changes.
-MOVED = (KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE, KafkaError._TRANSPORT)
+# What may be said of partitions and groups while they move.
+MOVING = (
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError.NOT_COORDINATOR,
+    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+    KafkaError.COORDINATOR_NOT_AVAILABLE,
+    KafkaError._TRANSPORT,
+)
+T = TypeVar("T")
 
 
 class IdempotentLoad:
@@ -172,7 +181,7 @@ class GroupReader:
         asker = Consumer(self._settings)
         try:
             wanted = [TopicPartition(self.topic, partition) for partition in confirmed]
-            for found in asker.committed(wanted, timeout=PATIENCE_S):
+            for found in _told(lambda: asker.committed(wanted, timeout=PATIENCE_S), "committed offsets"):
                 assert found.error is None, found.error
                 assert found.offset >= confirmed[found.partition], (
                     f"partition {found.partition}: committed {found.offset}, confirmed {confirmed[found.partition]}"
@@ -233,21 +242,20 @@ class GroupReader:
                 self.committed[partition.partition] = max(self.committed[partition.partition], partition.offset)
 
 
-def _bounds(reader: Consumer, partition: TopicPartition) -> tuple[int, int]:
-    """The partition's first offset and its end. Asked for again where it has just moved: librdkafka leaves that to its
-    caller."""
+def _told(ask: Callable[[], T], what: str) -> T:
+    """What a broker answers. Asked again while that moves: these calls of librdkafka's leave it to us."""
 
-    def ask() -> tuple[int, int] | None:
+    def attempt() -> tuple[T] | None:
         try:
-            return reader.get_watermark_offsets(partition, timeout=PATIENCE_S)
+            return (ask(),)
         except KafkaException as problem:
-            if problem.args[0].code() not in MOVED:
+            if problem.args[0].code() not in MOVING:
                 raise
             return None
 
-    found = wait_for(ask, PATIENCE_S, f"the bounds of {partition}", pause_s=0.2)
+    found = wait_for(attempt, PATIENCE_S, what, pause_s=0.2)
     assert found is not None
-    return found
+    return found[0]
 
 
 def check_records(bootstrap: str, load: IdempotentLoad, client_id: str = "rdkafka") -> float:
@@ -264,7 +272,8 @@ def check_records(bootstrap: str, load: IdempotentLoad, client_id: str = "rdkafk
     try:
         ends = {}
         for partition in range(load.partitions):
-            low, high = _bounds(reader, TopicPartition(load.topic, partition))
+            wanted = TopicPartition(load.topic, partition)
+            low, high = _told(lambda wanted=wanted: reader.get_watermark_offsets(wanted, timeout=PATIENCE_S), "bounds")
             assert low == 0, f"partition {partition} begins at {low}"
             ends[partition] = high
         reader.assign([TopicPartition(load.topic, partition, 0) for partition in range(load.partitions)])

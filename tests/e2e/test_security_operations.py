@@ -280,7 +280,6 @@ def test_secrets_are_nowhere(make_broker: MakeBroker, tmp_path: Path) -> None:
     secrets = {
         "key password": "key-password-7h3",
         "cluster secret": "cluster-secret-which-is-long",
-        "etcd password": "etcd-password-55",
     }
     secure = SecureBroker(
         make_broker,
@@ -288,7 +287,6 @@ def test_secrets_are_nowhere(make_broker: MakeBroker, tmp_path: Path) -> None:
         LOG_LEVEL="debug",
         BROKER_TLS_KEY_PASSWORD=secrets["key password"],
         CLUSTER_SECRET=secrets["cluster secret"],
-        ETCD_PASSWORD=secrets["etcd password"],
     )
     ports = sasl_ports(secure)
     bearer = token("mallory", aud="somebody else")
