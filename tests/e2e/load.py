@@ -49,8 +49,8 @@ class IdempotentLoad:
         # When an answer came last, and the longest time there was none (monotonic seconds).
         self.answered_at = time.monotonic()
         self.longest_silence_s = 0.0
-        # number → (partition, offset) of every acknowledged record.
-        self.acknowledged: dict[int, tuple[int, int]] = {}
+        # number → (partition, offset, if librdkafka knows it) of every acknowledged record.
+        self.acknowledged: dict[int, tuple[int, int | None]] = {}
         self.refused: list[str] = []
         self._settings = {
             "bootstrap.servers": bootstrap,
@@ -291,5 +291,8 @@ def check_records(bootstrap: str, load: IdempotentLoad, client_id: str = "rdkafk
     finally:
         reader.close()
     for number, place in load.acknowledged.items():
-        assert found.get(number) == place, f"number {number} was acknowledged at {place}, found at {found.get(number)}"
+        there = found.get(number)
+        # librdkafka takes the answer to a later batch for that to an earlier one too, and knows no offset of that then.
+        is_right = there == place or (place[1] is None and there is not None and there[0] == place[0])
+        assert is_right, f"number {number} was acknowledged at {place}, found at {there}"
     return time.monotonic() - began
