@@ -19,6 +19,7 @@ import pytest
 import kafscale
 from loadtest import wire
 from loadtest.broker_process import free_port, wait_for
+from tests.e2e.broker import Broker
 from tests.e2e.confluent_clients import consume, produce
 from tests.e2e.conftest import MakeBroker
 
