@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from kafscale.clock import Clock, Timer
+from kafscale.clock import Clock, SystemClock, Timer
 from kafscale.errors import Corrupt
 from kafscale.protocol.batches import build_batch, read_header
 from kafscale.storage.earlier_logs import EarlierLogs, Lists
@@ -43,6 +43,20 @@ def run(main: Coroutine[Any, Any, _Result]) -> _Result:
 
 def log_id(number: int) -> str:
     return f"{number:032x}"
+
+
+class QuickClock(SystemClock):
+    """Sleeping takes no time, and is seen by `monotonic`."""
+
+    def __init__(self) -> None:
+        self.slept = 0.0
+
+    def monotonic(self) -> float:
+        return self.slept
+
+    async def sleep(self, seconds: float) -> None:
+        self.slept += seconds
+        await asyncio.sleep(0)
 
 
 class LoopClock:

@@ -9,28 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kafscale.clock import SystemClock
 from kafscale.errors import Corrupt, StartError, StoreUnavailable, StoreUnclear
 from kafscale.storage.cluster_log import ClusterLog, open_envelope, seal_envelope
 from kafscale.storage.keys import Keys
 from kafscale.storage.memory import MemoryStore
 from kafscale.storage.store import ObjectInfo, Purpose
+from tests.unit.storage.rig import QuickClock
 
 KEYS = Keys("ns")
-
-
-class QuickClock(SystemClock):
-    """Sleeping takes no time, and is seen by `monotonic`."""
-
-    def __init__(self) -> None:
-        self.slept = 0.0
-
-    def monotonic(self) -> float:
-        return self.slept
-
-    async def sleep(self, seconds: float) -> None:
-        self.slept += seconds
-        await asyncio.sleep(0)
 
 
 class MoodyStore(MemoryStore):

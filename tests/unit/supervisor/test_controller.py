@@ -30,21 +30,10 @@ from kafscale.storage.memory import MemoryStore
 from kafscale.storage.store import Purpose
 from supervisor import controller as controller_module
 from supervisor.controller import SNAPSHOT_INTERVAL_VERSIONS, Controller, new_topic_id
+from tests.unit.storage.rig import QuickClock
 
 SETTINGS = Settings(slots=8, auto_create_partitions=2)
 WORKERS = [Incarnation(0, "log-a"), Incarnation(1, "log-b")]
-
-
-class QuickClock(SystemClock):
-    def __init__(self) -> None:
-        self.slept = 0.0
-
-    def monotonic(self) -> float:
-        return self.slept
-
-    async def sleep(self, seconds: float) -> None:
-        self.slept += seconds
-        await asyncio.sleep(0)
 
 
 class Store(MemoryStore):

@@ -9,13 +9,13 @@ import random
 
 import pytest
 
-from kafscale.clock import SystemClock
 from kafscale.config import Settings
 from kafscale.errors import StoreFailed, StoreRefused
 from kafscale.storage.memory import MemoryStore
 from kafscale.storage.store import ObjectInfo, Purpose
 from supervisor import read_store
 from supervisor.progress import Progress
+from tests.unit.storage.rig import QuickClock
 
 SETTINGS = Settings(
     s3_bucket="bucket",
@@ -23,19 +23,6 @@ SETTINGS = Settings(
     s3_access_key="key",
     s3_secret_key="secret",
 )
-
-
-class QuickClock(SystemClock):
-    """Sleeping takes no time, and is seen by `monotonic`."""
-
-    def __init__(self) -> None:
-        self.slept = 0.0
-
-    def monotonic(self) -> float:
-        return self.slept
-
-    async def sleep(self, seconds: float) -> None:
-        self.slept += seconds
 
 
 def listed() -> tuple[str, str, float]:
