@@ -32,7 +32,15 @@ from typing import Any, TypeVar
 import msgspec
 
 from kafscale.clock import Clock
-from kafscale.coordination.etcd_client import FAILURES, Address, EtcdConnection, EtcdServers, open_client, text_of
+from kafscale.coordination.etcd_client import (
+    FAILURES,
+    Address,
+    EtcdConnection,
+    EtcdServers,
+    NoAnswer,
+    open_client,
+    text_of,
+)
 from kafscale.coordination.store import ClusterIdentity, Member
 from kafscale.errors import CoordinationUnavailable, StartError
 
@@ -346,7 +354,9 @@ class EtcdCoordination:
         def renew(client: Any) -> float:
             now = self._clock.monotonic()
             answers = list(client.refresh_lease(session.lease))
-            if not answers or answers[-1].TTL <= 0:
+            if not answers:
+                raise NoAnswer("the lease's stream ended without an answer")
+            if answers[-1].TTL <= 0:
                 raise OSError("the lease has run out")
             return now
 

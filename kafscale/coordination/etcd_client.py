@@ -33,9 +33,14 @@ from kafscale.errors import StartError
 
 log = logging.getLogger(__name__)
 
+
+class NoAnswer(OSError):
+    """An endpoint ended a call without a word. For a call to raise, so that it is made at another."""
+
+
 # What a call of etcd's client may raise.
 FAILURES = (Etcd3Exception, grpc.RpcError, ValueError, OSError)
-_NO_ANSWER = (ConnectionFailedError, ConnectionTimeoutError, InternalServerError, WatchTimedOut)
+_NO_ANSWER = (NoAnswer, ConnectionFailedError, ConnectionTimeoutError, InternalServerError, WatchTimedOut)
 _NO_ANSWER_CODES = (
     *(grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.INTERNAL),
     *(grpc.StatusCode.UNKNOWN, grpc.StatusCode.CANCELLED),

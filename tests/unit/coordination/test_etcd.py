@@ -63,6 +63,8 @@ class Broker:
         self.asked: list[Address] = []
         self.watched: list[Address] = []
         self.rung: list[Address] = []
+        # One that ends the stream of a lease without an answer.
+        self.mute: Address | None = None
         # Set by whichever broker of a test has news.
         self._woken = woken or asyncio.Event()
         self.coordination.on_change = self._changed
@@ -71,9 +73,11 @@ class Broker:
         self._woken.set()
 
     def _open_client(self, servers: EtcdServers, endpoint: Address, call_seconds: float) -> Any:
-        self.asked.append(endpoint)
         """In a thread."""
+        self.asked.append(endpoint)
         client = open_client(servers, endpoint, call_seconds)
+        refresh = client.refresh_lease
+        client.refresh_lease = lambda lease: iter(()) if endpoint == self.mute else refresh(lease)
         add = client.add_watch_prefix_callback
 
         def watch(prefix: str, ring: Callable[[object], None], **options: Any) -> None:
@@ -337,6 +341,24 @@ def test_an_endpoint_goes_and_no_registration_does(server: EtcdServer, mode: str
             assert made[0].watched[-1] == gone[0]
             assert await asyncio.to_thread(leases, client) == before
             assert all(broker.coordination.is_available for broker in made)
+        client.close()
+
+    with Links(server) as links:
+        run(lambda: scenario(links))
+
+
+def test_silence_about_a_lease_is_not_its_end(server: EtcdServer) -> None:
+    """Goal: an endpoint that says nothing when a lease is to be renewed is passed over, and the lease is kept through
+    another."""
+
+    async def scenario(links: Links) -> None:
+        client = etcd3.client(*server.endpoint)
+        async with brokers(server, 1, endpoints=links.endpoints, ttl_seconds=LONGER_TTL_SECONDS) as (broker,):
+            before = await asyncio.to_thread(leases, client)
+            used = broker.mute = broker.watched[-1]
+            await broker.until(lambda _: broker.watched[-1] != used, "another is used")
+            assert await asyncio.to_thread(leases, client) == before
+            assert broker.coordination.is_available
         client.close()
 
     with Links(server) as links:
