@@ -24,7 +24,6 @@ from kafscale.coordination.cluster import OFFSETS_TOPIC, ClusterState
 from kafscale.coordination.groups.events import GroupConfig
 from kafscale.coordination.groups.shard import GroupShard
 from kafscale.errors import Corrupt, ObjectMissing, StartError
-from kafscale.protocol.records import iterate_records
 from kafscale.storage.cluster_log import ClusterLog
 from kafscale.storage.keys import Keys
 from kafscale.storage.lookups import batches_from
@@ -112,9 +111,7 @@ class _Counting:
         shard = GroupShard(config, new_id=str) if state is None else GroupShard.restore(state, config, new_id=str)
         start = max(loaded.replay_from, partition.log_start_offset)
         async for _, batch in batches_from(partition, self._reader, start):
-            for record in iterate_records(batch):
-                if record.key is not None and record.offset >= loaded.replay_from:
-                    shard.replay(record.key, record.value)
+            shard.replay_batch(batch, loaded.replay_from)
         return shard
 
 

@@ -19,6 +19,7 @@ from kafscale.clock import Clock, Timer
 from kafscale.control import AuditBatch
 from kafscale.metrics import AUDIT_LOST, AUDIT_PENDING_BYTES, MetricsBlock
 from kafscale.security.audit_event import AuditEvent, encode_event, join_events
+from workers.futures import settle
 
 GATHER_SECONDS: Final = 0.02
 BATCH_BYTES_MAX: Final = 256 * 1024
@@ -109,7 +110,7 @@ class Outbox:
             return
         written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiters.append((self._number, written))
-        timer = self._clock.call_later(seconds, _settle, written)
+        timer = self._clock.call_later(seconds, settle, written)
         try:
             await written
         finally:
@@ -123,10 +124,5 @@ class Outbox:
         """Return when there is room."""
         while self.is_full:
             free: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self.call_when_room(lambda free=free: _settle(free))  # type: ignore[misc]
+            self.call_when_room(lambda free=free: settle(free))  # type: ignore[misc]
             await free
-
-
-def _settle(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)

@@ -32,14 +32,12 @@ from kafscale.storage.log_objects import Checkpoint, ManifestPlace, encode_small
 from kafscale.storage.manifest import encode_manifest
 from kafscale.storage.partition import PartitionLog
 from kafscale.storage.planted import NO_BUGS, PlantedBugs
-from kafscale.storage.store import Buffer, ObjectStore, Purpose
+from kafscale.storage.store import DELETE_BATCH, Buffer, ObjectStore, Purpose
 from kafscale.storage.worker_log import WorkerLog
 from workers.ownership import OwnedSlot, Ownership
 
 log = logging.getLogger(__name__)
 
-# How many keys one DELETE names at most.
-DELETE_BATCH = 1000
 # Of objects that could not be deleted: some 400 KB of a checkpoint.
 REFUSED_KEPT_MAX = 4 * DELETE_BATCH
 COMPLAINT_INTERVAL_SECONDS = 60.0

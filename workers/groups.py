@@ -22,7 +22,6 @@ from kafscale.errors import Retry, StoreUnavailable, StoreUnclear
 from kafscale.metrics import REBALANCES, MetricsBlock
 from kafscale.protocol.batches import build_batch, read_header
 from kafscale.protocol.error_codes import ErrorCode
-from kafscale.protocol.records import iterate_records
 from kafscale.storage.backoff import backoff_seconds
 from kafscale.storage.flusher import Flusher
 from kafscale.storage.lookups import batches_from
@@ -194,9 +193,7 @@ class Groups:
     async def _replayed(self, partition: PartitionLog, state: bytes | None, replay_from: int) -> GroupShard:
         shard = self._new_shard(state)
         async for _, batch in batches_from(partition, self._reader, max(replay_from, partition.log_start_offset)):
-            for record in iterate_records(batch):
-                if record.key is not None and record.offset >= replay_from:
-                    shard.replay(record.key, record.value)
+            shard.replay_batch(batch, replay_from)
         return shard
 
     def serve(self, partition: PartitionLog) -> None:

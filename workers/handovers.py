@@ -22,7 +22,8 @@ from kafscale.storage.flush import Flush
 from kafscale.storage.flusher import Flusher
 from kafscale.storage.planted import NO_BUGS, PlantedBugs
 from workers.checkpoints import Checkpointer
-from workers.ownership import Ownership, settle
+from workers.futures import settle
+from workers.ownership import Ownership
 
 log = logging.getLogger(__name__)
 

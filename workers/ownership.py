@@ -45,6 +45,7 @@ from kafscale.storage.planted import NO_BUGS, PlantedBugs
 from kafscale.storage.recovery import LoadedSlot, Replayed, apply_replay, load_slots
 from kafscale.storage.store import ObjectStore
 from workers.context import ClusterView
+from workers.futures import settle
 
 PartitionId = tuple[bytes, int]
 # Waiters of a partition that is gone are woken with so many bytes as make any of them look again.
@@ -82,12 +83,6 @@ class GroupState(Protocol):
         ...
 
     def topic_deleted(self, topic: Topic) -> None: ...
-
-
-def settle(future: asyncio.Future[None]) -> None:
-    """Resolve a future that its waiter may have given up."""
-    if not future.done():
-        future.set_result(None)
 
 
 class References:

@@ -52,9 +52,8 @@ from kafscale.errors import (
 )
 from kafscale.storage.keys import check_key
 from kafscale.storage.metered import Meter
-from kafscale.storage.store import Buffer, ObjectInfo, Purpose
+from kafscale.storage.store import DELETE_BATCH, Buffer, ObjectInfo, Purpose
 
-DELETE_BATCH = 1000
 # Connections beyond those that `concurrency` bounds: for flushes and decisions, which never wait for the others.
 URGENT_CONNECTIONS = 16
 _URGENT = frozenset({Purpose.FLUSH, Purpose.CHECKPOINT, Purpose.CLUSTER, Purpose.RECOVERY})

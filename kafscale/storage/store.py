@@ -20,6 +20,9 @@ import msgspec
 
 Buffer = bytes | bytearray | memoryview
 
+# How many keys one request of S3's DeleteObjects names at most: who deletes more does it in steps of so many.
+DELETE_BATCH = 1000
+
 
 class Purpose(StrEnum):
     """Why a request is made: a label for metrics and money, not for behaviour, but for two: to a local directory

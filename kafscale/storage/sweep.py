@@ -51,10 +51,9 @@ from kafscale.storage.log_objects import (
 )
 from kafscale.storage.manifest import decode_manifest
 from kafscale.storage.planted import NO_BUGS, PlantedBugs
-from kafscale.storage.store import ObjectInfo, ObjectStore, Purpose
+from kafscale.storage.store import DELETE_BATCH, ObjectInfo, ObjectStore, Purpose
 from kafscale.storage.takeover import SEALS_AT_ONCE, SWEEPER, LogEnd, LogReader, find_end
 
-DELETE_BATCH = 1000
 READS_AT_ONCE = 16
 # A manifest may be replaced and deleted while it is being read: then the checkpoint is read again, so many times.
 MANIFEST_TRIES = 3

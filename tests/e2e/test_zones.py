@@ -90,11 +90,14 @@ class Zones:
 
         # None is written when nothing changes: now and then a record for both.
         create_topic(self.bootstrap, f"{topic}-other", PARTITIONS)
-        deadline = time.monotonic() + PATIENCE_S
-        while not published():
-            assert time.monotonic() < deadline, "no checkpoint describes the topic"
+
+        def brought_about() -> bool:
+            if published():
+                return True
             produce(self.bootstrap, f"{topic}-other", ({"value": b"x", "partition": n} for n in range(PARTITIONS)))
-            time.sleep(0.2)
+            return False
+
+        wait_for(brought_about, PATIENCE_S, "a checkpoint that describes the topic", pause_s=0.2)
 
     def read(self, client: str, topic: str, zone: str = "b") -> Places:
         read: Callable[..., Places] = getattr(zone_readers, client)

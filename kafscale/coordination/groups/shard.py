@@ -56,6 +56,7 @@ from kafscale.coordination.groups.records import (
 from kafscale.coordination.groups.step import Step
 from kafscale.errors import Corrupt
 from kafscale.protocol.error_codes import ErrorCode
+from kafscale.protocol.records import iterate_records
 
 SNAPSHOT_VERSION = 1
 # A look for expired offsets yields to other work after about so many, and goes on a moment later.
@@ -298,6 +299,15 @@ class GroupShard:
                 for partition, offset in committed.items():
                     shard._table.put(group_id, topic, partition, offset)
         return shard
+
+    def replay_batch(self, batch: bytes | memoryview, first_offset: int) -> None:
+        """Take in a batch of the log, before `activate`, but for what lies below that offset.
+
+        Raises Corrupt, and Invalid where it is no batch.
+        """
+        for record in iterate_records(batch):
+            if record.key is not None and record.offset >= first_offset:
+                self.replay(record.key, record.value)
 
     def replay(self, key: bytes, value: bytes | None) -> None:
         """Take in a record of the log, before `activate`. Records are absolute, so once more does no harm.
