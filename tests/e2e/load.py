@@ -7,7 +7,6 @@ everything back and compares.
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
 from collections import defaultdict
@@ -21,7 +20,6 @@ from tests.e2e.confluent_clients import poll_records
 
 PATIENCE_S = 120.0
 OUTSTANDING_MAX = 2_000
-COMMIT_INTERVAL_S = 0.05
 # What may be said of partitions and groups while they move.
 MOVING = (
     KafkaError.NOT_LEADER_FOR_PARTITION,
@@ -118,7 +116,10 @@ class IdempotentLoad:
 
 
 class GroupReader:
-    """Reads a topic in a group and commits all the time; notes each commit that was confirmed.
+    """Reads a topic in a group and commits after every batch; notes each commit that was confirmed.
+
+    It waits for every commit before the next: of several under way an earlier one may be repeated after a later one,
+    and the group would rightly be found where the earlier one left it.
 
     Failures it finds while running: an offset skipped, and a start below a confirmed commit.
     """
@@ -130,10 +131,6 @@ class GroupReader:
         # partition → next offset, as confirmed by the broker; and as seen.
         self.committed: dict[int, int] = defaultdict(int)
         self._next: dict[int, int] = defaultdict(int)
-        # What was confirmed when the partition was assigned last. A commit that was waiting for the coordinator may be
-        # sent, and confirmed, after the group was asked where it goes on.
-        self._floor: dict[int, int] = defaultdict(int)
-        self._commit_at = 0.0
         self._settings = {
             "bootstrap.servers": bootstrap,
             "client.id": client_id,
@@ -143,6 +140,7 @@ class GroupReader:
             # Else it begins anew where all brokers that it knows are away at once, and may lock itself up doing so, for
             # good (librdkafka's issue 5476): a fault of its own, which would pass for one of the broker's.
             "metadata.recovery.strategy": "none",
+            "reconnect.backoff.max.ms": 1_000,
             # So that a coordinator's end is noticed within a test's time.
             "session.timeout.ms": 6_000,
             "heartbeat.interval.ms": 500,
@@ -195,10 +193,9 @@ class GroupReader:
     def _assigned(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         for partition in partitions:
             self._next[partition.partition] = -1  # The first record says where the group goes on.
-            self._floor[partition.partition] = self.committed[partition.partition]
 
     def _run(self) -> None:
-        consumer = Consumer(self._settings | {"on_commit": self._confirmed})
+        consumer = Consumer(self._settings)
         try:
             consumer.subscribe([self.topic], on_assign=self._assigned)
             while not self._stop.is_set():
@@ -221,25 +218,19 @@ class GroupReader:
         partition, offset = message.partition(), message.offset()
         expected = self._next[partition]
         if expected < 0:
-            if offset < self._floor[partition]:
-                self.problems.append(f"partition {partition}: resumed at {offset}, below {self._floor[partition]}")
+            if offset < self.committed[partition]:
+                self.problems.append(f"partition {partition}: resumed at {offset}, below {self.committed[partition]}")
         elif offset != expected:
             self.problems.append(f"partition {partition}: offset {offset} where {expected} was due")
         self._next[partition] = offset + 1
         self.read += 1
 
     def _commit(self, consumer: Consumer) -> None:
-        now = time.monotonic()
-        if now < self._commit_at:
-            return
-        self._commit_at = now + COMMIT_INTERVAL_S
-        with contextlib.suppress(KafkaException):
-            consumer.commit(asynchronous=True)
-
-    def _confirmed(self, error: KafkaError | None, partitions: list[TopicPartition]) -> None:
-        if error is not None:
+        try:
+            done = consumer.commit(asynchronous=False)
+        except KafkaException:
             return  # Not confirmed: the group may go on before it.
-        for partition in partitions:
+        for partition in done or ():
             if partition.error is None:
                 self.committed[partition.partition] = max(self.committed[partition.partition], partition.offset)
 
