@@ -43,23 +43,19 @@ class BoundListener:
         with ExitStack() as undo:
             self._claim = undo.enter_context(_claim(listen, setting))
             _probe(listen, setting)
-            self.bootstrap: list[socket.socket] = []
-            for _ in range(workers):
-                bound = _bound(listen if not self.bootstrap else self.endpoint, shared=True, setting=setting)
+            first = undo.enter_context(_bound(listen, shared=True, setting=setting))
+            host, port = first.getsockname()[:2]
+            # The bootstrap address, with the port that was bound.
+            self.endpoint = Endpoint(host, port)
+            self.bootstrap = [first]
+            for _ in range(1, workers):
+                bound = _bound(self.endpoint, shared=True, setting=setting)
                 self.bootstrap.append(undo.enter_context(bound))
             ports = [] if is_shared else _near(self.endpoint, worker_ports, PRIVATE_PORT_OFFSET, workers)
             self.private = [undo.enter_context(bound) for bound in ports]
+            # Noted, since they are told of after the sockets are closed too.
+            self.private_ports = [_port(bound) for bound in self.private]
             undo.pop_all()
-
-    @property
-    def endpoint(self) -> Endpoint:
-        """The bootstrap address, with the port that was bound."""
-        name = self.bootstrap[0].getsockname()
-        return Endpoint(name[0], name[1])
-
-    @property
-    def private_ports(self) -> list[int]:
-        return [bound.getsockname()[1] for bound in self.private]
 
     def descriptors(self) -> list[int]:
         """What workers inherit."""
@@ -88,13 +84,14 @@ class MeetingPlaces:
             if peer_host is not None:
                 found = _near(listen, peer_ports, PEER_PORT_OFFSET, workers, "--peer-ports")
                 self.peers = [undo.enter_context(bound) for bound in found]
+            self._peer_ports = [_port(bound) for bound in self.peers]
             undo.pop_all()
 
     def peer(self, index: int) -> str:
         """Where other brokers' workers reach the worker of this index; empty for nowhere."""
         if self.host is None:
             return ""
-        return str(Endpoint(self.host, self.peers[index].getsockname()[1]))
+        return str(Endpoint(self.host, self._peer_ports[index]))
 
     def sockets(self, worker_index: int) -> PeerSockets:
         """What the worker finds of them among its descriptors."""
@@ -202,6 +199,11 @@ def bind_http(endpoint: Endpoint) -> socket.socket:
 def bind_hints(endpoint: Endpoint) -> socket.socket:
     """A socket for datagrams of other brokers' supervisors (`hints.py`). Raises StartError."""
     return _bound(endpoint, shared=False, setting="--metrics", kind=socket.SOCK_DGRAM)
+
+
+def _port(bound: socket.socket) -> int:
+    port: int = bound.getsockname()[1]
+    return port
 
 
 def _claim(endpoint: Endpoint, setting: str) -> socket.socket:

@@ -36,6 +36,8 @@ class StoreWatch:
         self._key = keys.cluster(FIRST_VERSION)
         self._clock = clock
         self._answered_at = self._steady_since = clock.monotonic()
+        # Whether the object asked for has been there: in an empty bucket it is not, yet.
+        self._was_there = False
         # When the first of the questions in a row that had no answer was asked; None after an answer.
         self._unanswered_since: float | None = None
 
@@ -55,18 +57,21 @@ class StoreWatch:
         asked_at = self._clock.monotonic()
         try:
             async with asyncio.timeout(PATIENCE_SECONDS):
-                if not await self._store.exists(self._key, Purpose.CLUSTER):
-                    raise StoreUnavailable("the bucket or directory has lost the cluster log's first version")
+                is_there = await self._store.exists(self._key, Purpose.CLUSTER)
+            if self._was_there and not is_there:
+                raise StoreUnavailable("the bucket or directory has lost the cluster log's first version")
         except StoreFailed:
             raise
         except (StoreError, TimeoutError) as error:
-            log.warning("the object store does not answer", extra={"cause": str(error)})
+            cause = str(error) or f"nothing for {PATIENCE_SECONDS:g} s"
+            log.warning("the object store does not answer", extra={"cause": cause})
             now = self._clock.monotonic()
             if self._unanswered_since is None:
                 self._unanswered_since = asked_at
             else:
                 self.is_silent = now - self._unanswered_since >= SILENT_SECONDS
         else:
+            self._was_there = is_there
             self._answered_at = self._clock.monotonic()
             if self._unanswered_since is not None:
                 self._steady_since = self._answered_at

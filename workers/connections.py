@@ -175,9 +175,14 @@ class Connections:
             transport.set_write_buffer_limits(WRITE_HIGH_WATER_BYTES, WRITE_LOW_WATER_BYTES)
 
     @property
+    def is_draining(self) -> bool:
+        """Whether this worker lets nobody in any more."""
+        return self._is_draining
+
+    @property
     def is_full(self) -> bool:
         """Whether no more may come to this broker."""
-        return self._is_draining or self._census.open >= self._connections_max
+        return self._census.open >= self._connections_max
 
     def arrive(self) -> None:
         """Count a socket that is on its way to be a connection; `settle` when it is one, or is not to be."""

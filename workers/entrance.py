@@ -97,6 +97,9 @@ class Entrance:
         """Take a socket, or close it."""
         connections = self._connections
         host = normalized_address(host)
+        if connections.is_draining:
+            accepted.close()
+            return
         if connections.is_full:
             connections.refuse(host, "limit", "there are as many connections as there may be (connections_max)")
             accepted.close()

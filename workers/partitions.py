@@ -48,16 +48,17 @@ def served_partition(
 def why_not_served(
     context: Context, listener: Listener, name: str | bytes, index: int
 ) -> tuple[int, tuple[int, int] | None]:
-    """For Produce and Fetch: the error code for a partition that is not served here, and its leader (node id, epoch)
-    where that is another (KIP-951) and the client, who came by `listener`, knows it as a node."""
+    """For Produce and Fetch: the error code for a partition that is not served here, and its leader (node id, epoch;
+    KIP-951) where the client, who came by `listener`, knows it as a node.
+
+    While a slot of ours is being loaded the leader is this node: so the client knows that it came to the right one, and
+    comes again after a moment. Told nothing, franz-go would wait for its next metadata, up to five seconds.
+    """
     found = served_partition(context, name, index)
     if found is not ErrorCode.NOT_LEADER_OR_FOLLOWER or listener.is_shared:
         return found if isinstance(found, ErrorCode) else ErrorCode.NOT_LEADER_OR_FOLLOWER, None
     leader = _leader(context, name, index)
-    return found, None if leader is None or leader.node_id == context.cluster.node_id else (
-        leader.node_id,
-        leader.epoch,
-    )
+    return found, None if leader is None else (leader.node_id, leader.epoch)
 
 
 def leader_addresses(

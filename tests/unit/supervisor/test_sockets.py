@@ -148,6 +148,21 @@ def test_every_listener_has_its_own_ports() -> None:
     Listeners([taken], 1).close()
 
 
+def test_a_closed_broker_is_told_of_as_before() -> None:
+    """What others are told may be asked for once more while a broker ends."""
+    shared = ListenerSettings(
+        name="a",
+        protocol="PLAINTEXT",
+        listen=Endpoint("127.0.0.1", 0),
+        advertise=Endpoint("front.example", 443),
+        shared_address=True,
+    )
+    own = ListenerSettings(name="b", protocol="PLAINTEXT", listen=Endpoint("127.0.0.1", 0))
+    with closing(Listeners([shared, own], 2, "10.0.0.7")) as listeners:
+        before = listeners.nodes([0, 1])
+    assert listeners.nodes([0, 1]) == before
+
+
 def test_nodes_of_a_broker_with_one_listener() -> None:
     """They are told of as ever, whatever its name."""
     one = ListenerSettings(name="a", protocol="PLAINTEXT", listen=Endpoint("127.0.0.1", 0))

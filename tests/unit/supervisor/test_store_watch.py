@@ -32,7 +32,7 @@ class Store(MemoryStore):
                 await asyncio.sleep(3600)
             case "fails":
                 raise StoreFailed("a write was lost")
-        return True
+        return self.mood != "is empty"
 
 
 def watched(script: Callable[[Store, StoreWatch, asyncio.Task[None]], object]) -> None:
@@ -66,6 +66,31 @@ def test_silence_is_noticed_and_so_is_its_end(mood: str) -> None:
         assert not watch.is_steady
         await asyncio.sleep(STEADY_SECONDS)
         assert watch.is_steady
+
+    watched(script)
+
+
+def test_an_empty_bucket_answers(caplog: pytest.LogCaptureFixture) -> None:
+    """A cluster that only begins has no first version yet, and that is not its loss."""
+
+    async def script(store: Store, watch: StoreWatch, task: asyncio.Task[None]) -> None:
+        store.mood = "is empty"
+        await asyncio.sleep(STEADY_SECONDS + PROBE_SECONDS)
+        assert watch.is_steady and not caplog.records
+        store.mood = "answers"
+        await asyncio.sleep(2 * PROBE_SECONDS)
+        store.mood = "is empty"
+        await asyncio.sleep(NOTICED_SECONDS)
+        assert watch.is_silent and "has lost the cluster log's first version" in caplog.records[0].cause  # type: ignore[attr-defined]
+
+    watched(script)
+
+
+def test_a_question_without_an_answer_is_told_in_words(caplog: pytest.LogCaptureFixture) -> None:
+    async def script(store: Store, watch: StoreWatch, task: asyncio.Task[None]) -> None:
+        store.mood = "hangs"
+        await asyncio.sleep(PROBE_SECONDS + PATIENCE_SECONDS)
+        assert caplog.records[0].cause == "nothing for 4 s"  # type: ignore[attr-defined]
 
     watched(script)
 

@@ -274,6 +274,18 @@ def test_as_many_as_may() -> None:
     run(check)
 
 
+def test_nobody_comes_to_a_worker_that_ends() -> None:
+    """It says so of no limit: nobody need raise one."""
+
+    async def check() -> None:
+        async with door(Settings(connections_max=3)) as made:
+            made.connections.abandon("fenced")
+            assert await (await made.connect()).ask() is None
+            assert made.closed("limit") == 0
+
+    run(check)
+
+
 def test_as_many_as_may_from_one_address() -> None:
     """The limit counts the client's address, behind a proxy not the proxy's; failed handshakes count no more."""
 

@@ -191,14 +191,18 @@ def test_what_is_not_here_says_where_it_is(version: int) -> None:
 
 
 def test_a_partition_that_is_being_loaded_is_not_served() -> None:
-    """Before the slots are loaded: not the leader yet, and no other leader is named."""
+    """Before the slots are loaded: not the leader yet, but the one to come to, by the epoch that metadata names."""
 
     async def main() -> None:
         node = WholeWorker()
         node.worker.connections.start(asyncio.get_running_loop().call_soon)
         node.create("t", 2)
         (result,) = await produce(node, 10, ("t", 0, batch_of()))
-        assert result.error_code == ErrorCode.NOT_LEADER_OR_FOLLOWER and result.current_leader.leader_id == -1
+        assert result.error_code == ErrorCode.NOT_LEADER_OR_FOLLOWER
+        led = node.worker.cluster.leader(node.worker.cluster.state.topics["t"], 0)
+        assert led is not None
+        told = result.current_leader
+        assert (told.leader_id, told.leader_epoch) == (node.worker.cluster.node_id, led.epoch)
         node.stop()
 
     run(main())
