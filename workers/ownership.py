@@ -22,7 +22,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
 import msgspec
@@ -168,6 +168,8 @@ class Ownership:
         self._resting: set[tuple[int, int]] = set()
         # Rises whenever a partition comes, goes or gets other settings: what was looked up before holds no more.
         self.generation = 0
+        # Called once more might be served here, or be known not to be: for who waits for a slot that is being loaded.
+        self.waiters: dict[Callable[[int], None], None] = {}
         self.references = References(log_id)
         self._partitions: dict[PartitionId, PartitionLog] = {}
         # The same by topic name as well: one look-up on the hot path, whichever a request has.
@@ -292,6 +294,7 @@ class Ownership:
         if self.failed.get(slot) == epoch:
             return
         self.failed[slot] = epoch
+        self._wake()
         log.error(
             "a slot can't be loaded and is not served: an object that it needs is missing or damaged. `kafscale verify`"
             " lists all such objects; once they are put back the slot is loaded",
@@ -375,6 +378,11 @@ class Ownership:
             if self._followed.get(name) is not topic:
                 self._follow(topic, state.slot_count)
         self._followed = state.topics
+        self._wake()
+
+    def _wake(self) -> None:
+        for waiter in list(self.waiters):
+            waiter(WAKE_ALL)
 
     def _follow(self, topic: Topic, slot_count: int) -> None:
         self.generation += 1

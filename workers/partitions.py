@@ -61,6 +61,14 @@ def why_not_served(
     return found, None if leader is None else (leader.node_id, leader.epoch)
 
 
+def is_coming(context: Context, name: str | bytes, index: int) -> bool:
+    """Whether a partition that is not served here will be in a moment: its slot is ours and is being loaded."""
+    if served_partition(context, name, index) is not ErrorCode.NOT_LEADER_OR_FOLLOWER:
+        return False
+    leader = _leader(context, name, index)
+    return leader is not None and leader.node_id == context.cluster.node_id
+
+
 def leader_addresses(
     context: Context, listener: Listener, results: Iterable[tuple[Any, ...]], leader_at: int
 ) -> list[tuple[int, str, int, str | None]]:

@@ -6,6 +6,10 @@ The hot path of reads. What lies in memory is answered within the call: views of
 copy. A request that finds fewer than min_bytes waits, without a task, until the high watermarks rise or its time is
 over. Only what must be read back from the store gets a task.
 
+A partition whose slot is being loaded here (it was moved, or its owner died) is waited for as if it were empty, and
+told as empty where others have records; only when the time is over is its leader said to be not ready. Clients would
+take that for a reason to look for another leader, and come back later than it is ready.
+
 A client that states its zone (v11, KIP-392) is sent to a worker there for what is no longer in memory here, and that
 one sends it back at the end of what the bucket describes: both by naming the other as the preferred read replica, since
 that is what no client takes for an error, or for a reason to begin anew.
@@ -41,7 +45,7 @@ from kafscale.storage.partition import PartitionLog
 from kafscale.storage.store import Buffer
 from workers.context import Context, Request
 from workers.errors import code_of
-from workers.partitions import leader_addresses, served_partition, why_not_served
+from workers.partitions import is_coming, leader_addresses, served_partition, why_not_served
 from workers.pending import Pending
 from workers.zones import SentAway, reader_for
 
@@ -106,6 +110,7 @@ class WaitingFetch:
         results: list[FetchResult] = []
         total = 0
         cold: list[int] = []
+        coming: list[int] = []
         is_urgent = False
         for position, wanted in enumerate(self._view.partitions):
             result = self._read_memory(wanted, total)
@@ -114,20 +119,22 @@ class WaitingFetch:
                 cold.append(position)
                 result = _empty(wanted, 0, None)
             elif result[2] or result[7] is not None or result[8] >= 0:
-                is_urgent = True
+                if self._is_coming(wanted, result[2]):
+                    coming.append(position)
+                else:
+                    is_urgent = True
             total += result[10]
             results.append(result)
+        is_last = is_last or self._view.max_wait_ms <= 0
+        if not is_last:
+            for position in coming:
+                results[position] = _empty(self._view.partitions[position], 0, None)
         if cold:
             self._stop_waiting()
             task = asyncio.get_running_loop().create_task(self._read_cold(results, cold, total))
             self._context.tasks.add(task)
             task.add_done_callback(self._context.tasks.discard)
-        elif (
-            is_last
-            or is_urgent
-            or self._view.max_wait_ms <= 0
-            or (available := self._available(total)) >= self._min_bytes
-        ):
+        elif is_last or is_urgent or (available := self._available(total)) >= self._min_bytes:
             self._answer(results)
         else:
             self._wait(available)
@@ -140,7 +147,7 @@ class WaitingFetch:
         if self._is_guarded and not self._may_read(topic, partition):
             return _empty(wanted, ErrorCode.TOPIC_AUTHORIZATION_FAILED, None)
         if partition is None:
-            if self._is_of_this_zone():
+            if self._is_of_this_zone() and not is_coming(context, topic, index):
                 return None
             code, leader = why_not_served(context, self._request.listener, topic, index)
             return _empty(wanted, code, leader)
@@ -170,6 +177,9 @@ class WaitingFetch:
         context.metrics.cells[CACHE_HITS] += 1
         context.metrics.cells[CACHE_HIT_BYTES] += length
         return _found(wanted, partition, pieces, length)
+
+    def _is_coming(self, wanted: FetchPartition, code: int) -> bool:
+        return code == ErrorCode.NOT_LEADER_OR_FOLLOWER and is_coming(self._context, wanted[0], wanted[1])
 
     def _is_of_this_zone(self) -> bool:
         """Whether the client is served older data of partitions that others lead."""
@@ -243,6 +253,14 @@ class WaitingFetch:
             if partition is not None:
                 partition.waiters[self._woken] = None
                 self._partitions.append(partition)
+            else:
+                # It is being loaded.
+                context.ownership.waiters[self._looked_again] = None
+
+    def _looked_again(self, _: int) -> None:
+        self._stop_waiting()
+        if self._pending is not None:
+            self.attempt()
 
     def _woken(self, added: int) -> None:
         self._added += added
@@ -270,6 +288,7 @@ class WaitingFetch:
             for partition in self._partitions:
                 partition.waiters.pop(self._woken, None)
             self._partitions = []
+            self._context.ownership.waiters.pop(self._looked_again, None)
 
     # Reading back
 

@@ -5,6 +5,7 @@ is there.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import random
 from typing import Any
@@ -78,6 +79,10 @@ async def started() -> WholeWorker:
 
 async def successor(old: WholeWorker, number: int) -> WholeWorker:
     """The next life of the worker, as its supervisor would have it."""
+    return await (await unstarted_successor(old, number)).start()
+
+
+async def unstarted_successor(old: WholeWorker, number: int) -> WholeWorker:
     if not old.worker.is_stopped:
         old.stop()
     ender = LogEnder(old.store, KEYS, old.clock, random.Random(number), "supervisor")
@@ -85,8 +90,7 @@ async def successor(old: WholeWorker, number: int) -> WholeWorker:
     change = replace(old.state, Incarnation(HERE, log_id(number)), ended)
     assert change is not None
     state = apply(old.state, Version(old.state.version + 1, "supervisor", 0, [change]))
-    node = WholeWorker(old.settings, old.store, log_number=number, state=state)
-    return await node.start()
+    return WholeWorker(old.settings, old.store, log_number=number, state=state)
 
 
 def manifest_of(node: WholeWorker, topic: str) -> Any:
@@ -329,6 +333,26 @@ def test_groups_of_a_failed_slot() -> None:
         await node.clock.sleep(AGAIN)
         assert await commit(node, 2) == 0
         assert node.partition(OFFSETS_TOPIC, 2).high_watermark == 2
+        node.stop()
+
+    run(main())
+
+
+def test_who_waits_for_a_slot_hears_that_it_is_damaged() -> None:
+    async def main() -> None:
+        old = await started()
+        place = manifest_of(old, "t")
+        node = await unstarted_successor(old, 2)
+        await Damage(old.store, place.key, None).do()
+        node.worker.connections.start(asyncio.get_running_loop().call_soon)
+        client = node.connect()
+        node.send(client, ApiKey.FETCH, 12, fetch_request(("t", 0, 0), max_wait_ms=600_000))
+        await node.clock.sleep(1)
+        assert not client.has_answers
+        await node.start()
+        (found,) = (await client.answer(ApiKey.FETCH, 12)).responses[0].partitions
+        assert found.error_code == ErrorCode.KAFKA_STORAGE_ERROR
+        assert node.clock.monotonic() < 60 and not node.worker.ownership.waiters
         node.stop()
 
     run(main())

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kafscale.config import Settings
-from kafscale.coordination.cluster import Assign, Assignment
+from kafscale.coordination.cluster import Assign, Assignment, slot_of
 from kafscale.errors import StoreUnavailable
 from kafscale.metrics import CONNECTIONS_CLOSED, error_cell
 from kafscale.protocol.api import ApiKey
@@ -316,6 +316,59 @@ def test_what_is_appended_ends_the_wait() -> None:
             results = flat(await client.answer(ApiKey.FETCH, 12))
             assert [offsets(result) for result in results] == [[], [1]]
         assert nobody_waits(node) and node.clock.monotonic() < 5
+
+    run(main())
+
+
+def test_a_partition_that_is_being_loaded_is_waited_for() -> None:
+    """As if it were empty; told to ask for its leader, clients would come back later than it does."""
+
+    async def main() -> None:
+        node = WholeWorker()
+        node.worker.connections.start(asyncio.get_running_loop().call_soon)
+        node.create("t", 2)
+        client = begin(node, ("t", 0, 0), max_wait_ms=60_000)
+        gone = begin(node, ("t", 0, 0), max_wait_ms=60_000)
+        await node.clock.sleep(1)
+        assert not client.has_answers
+        gone.lose()
+        await node.start()
+        await node.clock.sleep(1)
+        assert not client.has_answers and not node.worker.ownership.waiters
+        await node.produce("t", batch_of(b"new"))
+        (result,) = flat(await client.answer(ApiKey.FETCH, 12))
+        assert offsets(result) == [0]
+        assert nobody_waits(node) and node.clock.monotonic() < 5
+
+    run(main())
+
+
+@pytest.mark.parametrize("how", ["it takes too long", "it is given away", "it is deleted"])
+def test_a_partition_that_is_being_loaded_is_not_waited_for_in_vain(how: str) -> None:
+    async def main() -> None:
+        node = WholeWorker()
+        node.worker.connections.start(asyncio.get_running_loop().call_soon)
+        topic = node.create("t", 2)
+        slot = slot_of(topic.topic_id, 0, len(node.state.slots))
+        client = node.connect()
+        began = node.clock.monotonic()
+        node.send(client, ApiKey.FETCH, 16, fetch_request((topic.topic_id, 0, 0), max_wait_ms=700))
+        await node.clock.sleep(0.1)
+        match how:
+            case "it is given away":
+                entries = node.state.slots[slot]
+                node.decide(Assign({slot: [*entries, Assignment(EPOCH + 1, ELSEWHERE, "f" * 32)]}))
+            case "it is deleted":
+                node.delete("t")
+        found = (await client.answer(ApiKey.FETCH, 16)).responses[0].partitions[0]
+        code = ErrorCode.UNKNOWN_TOPIC_ID if how == "it is deleted" else ErrorCode.NOT_LEADER_OR_FOLLOWER
+        assert found.error_code == code
+        took = 0.7 if how == "it takes too long" else 0.1
+        assert node.clock.monotonic() - began == pytest.approx(took, abs=0.01)
+        assert not node.worker.ownership.waiters
+        if how == "it takes too long":
+            assert found.current_leader.leader_id == node.worker.cluster.node_id
+        node.stop()
 
     run(main())
 
