@@ -168,8 +168,8 @@ class Ownership:
         self._resting: set[tuple[int, int]] = set()
         # Rises whenever a partition comes, goes or gets other settings: what was looked up before holds no more.
         self.generation = 0
-        # Called once more might be served here, or be known not to be: for who waits for a slot that is being loaded.
-        self.waiters: dict[Callable[[int], None], None] = {}
+        # Called whenever more may be served here, or be known not to be: for who waits for a slot that is being loaded.
+        self.waiters: dict[Callable[[], None], None] = {}
         self.references = References(log_id)
         self._partitions: dict[PartitionId, PartitionLog] = {}
         # The same by topic name as well: one look-up on the hot path, whichever a request has.
@@ -382,7 +382,7 @@ class Ownership:
 
     def _wake(self) -> None:
         for waiter in list(self.waiters):
-            waiter(WAKE_ALL)
+            waiter()
 
     def _follow(self, topic: Topic, slot_count: int) -> None:
         self.generation += 1

@@ -255,9 +255,9 @@ class WaitingFetch:
                 self._partitions.append(partition)
             else:
                 # It is being loaded.
-                context.ownership.waiters[self._looked_again] = None
+                context.ownership.waiters[self._look_again] = None
 
-    def _looked_again(self, _: int) -> None:
+    def _look_again(self) -> None:
         self._stop_waiting()
         if self._pending is not None:
             self.attempt()
@@ -288,7 +288,7 @@ class WaitingFetch:
             for partition in self._partitions:
                 partition.waiters.pop(self._woken, None)
             self._partitions = []
-            self._context.ownership.waiters.pop(self._looked_again, None)
+            self._context.ownership.waiters.pop(self._look_again, None)
 
     # Reading back
 
