@@ -43,6 +43,10 @@ class Corrupt(KafscaleError):
     """Stored bytes are not what was written. Never skipped, never taken for empty."""
 
 
+class Misplaced(Corrupt):
+    """What lies there is whole, and is not what its key says: it belongs elsewhere."""
+
+
 class Fenced(KafscaleError):
     """Another has taken over: this incarnation must stop and may acknowledge nothing more."""
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from kafscale.errors import Corrupt
+from kafscale.errors import Corrupt, Misplaced
 from kafscale.storage.keys import Keys
 from kafscale.storage.log_objects import Checkpoint
 from kafscale.storage.takeover import LogObject, LogReader
@@ -22,16 +22,18 @@ READS_AT_ONCE = 16
 
 
 class LostObject(msgspec.Struct, frozen=True):
-    """A number of a log that counts and can't be read; `problem` is empty where nothing is there."""
+    """A number of a log that counts and can't be read; `problem` is empty where nothing is there. `is_misplaced`: what
+    is there belongs elsewhere."""
 
     number: int
     problem: str
+    is_misplaced: bool = False
 
 
 class WalkedLog(msgspec.Struct):
     """What a log holds from its newest checkpoint on. `sealed`: it has ended at `end`; else that is the first number
     that does not count yet. `damaged` was met on the way and lies below the newest checkpoint. `problem` says why that
-    checkpoint could not be found the regular way, and `culprit` which number stood in the way (-1: not known): whoever
+    checkpoint could not be found the regular way, and `culprit` what stood in the way (None: not known): whoever
     takes over would stop there."""
 
     log_id: str
@@ -44,7 +46,7 @@ class WalkedLog(msgspec.Struct):
     lost: list[LostObject] = []
     damaged: list[LostObject] = []
     problem: str = ""
-    culprit: int = -1
+    culprit: LostObject | None = None
 
 
 class LogWalker:
@@ -95,18 +97,23 @@ class LogWalker:
         for number in reversed(listed):
             entry = await self._read(log.log_id, number)
             if isinstance(entry, LostObject):
-                log.culprit = max(log.culprit, number)
+                _blame(log, entry)
             elif entry is not None and entry.checkpoint is not None:
                 return number, entry.checkpoint
             elif entry is not None and entry.seal is None and entry.header.checkpoint_sequence not in listed:
-                log.culprit = max(log.culprit, entry.header.checkpoint_sequence)
+                _blame(log, LostObject(entry.header.checkpoint_sequence, ""))
         return None
 
     async def _read(self, log_id: str, number: int) -> LogObject | LostObject | None:
         try:
             return await self._reader.read(log_id, number)
         except Corrupt as error:
-            return LostObject(number, str(error))
+            return LostObject(number, str(error), isinstance(error, Misplaced))
+
+
+def _blame(log: WalkedLog, lost: LostObject) -> None:
+    if log.culprit is None or log.culprit.number < lost.number:
+        log.culprit = lost
 
 
 def _count(log: WalkedLog, number: int, entry: LogObject) -> None:

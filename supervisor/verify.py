@@ -23,7 +23,7 @@ import msgspec
 from kafscale.clock import Clock, SystemClock
 from kafscale.config import Settings
 from kafscale.coordination.cluster import ClusterState, decode_version
-from kafscale.errors import Corrupt, ObjectMissing, StartError
+from kafscale.errors import Corrupt, Misplaced, ObjectMissing, StartError
 from kafscale.storage.cluster_log import FIRST_VERSION, ClusterLog
 from kafscale.storage.ended_logs import decode_ended
 from kafscale.storage.keys import Keys, index_of, sequence_of, writer_of
@@ -385,7 +385,8 @@ class Verifier:
             except Corrupt as error:
                 if key not in self._damaged:
                     self._damaged.add(key)
-                    self._find(Finding(Wrong.CORRUPT, key, str(error)))
+                    wrong = Wrong.MISPLACED if isinstance(error, Misplaced) else Wrong.CORRUPT
+                    self._find(Finding(wrong, key, str(error)))
                 return
             if found is None:
                 return

@@ -28,7 +28,7 @@ import random
 import msgspec
 
 from kafscale.clock import Clock
-from kafscale.errors import Corrupt, ObjectExists, ObjectMissing, StoreUnavailable, StoreUnclear
+from kafscale.errors import Corrupt, Misplaced, ObjectExists, ObjectMissing, StoreUnavailable, StoreUnclear
 from kafscale.storage.backoff import backoff_seconds
 from kafscale.storage.keys import Keys, sequence_of
 from kafscale.storage.log_objects import (
@@ -165,7 +165,7 @@ class LogReader:
             head = footer.header or await self._store.get_range(key, 0, HEADER_BYTES, self._purpose)
         header = decode_header(head, key)
         if header.log_id != log_id or header.sequence != sequence:
-            raise Corrupt(f"{key}: holds number {header.sequence} of log {header.log_id}")
+            raise Misplaced(f"{key}: holds number {header.sequence} of log {header.log_id}")
         if footer.position >= tail_position:
             start = footer.position - tail_position
             table = tail[start : start + footer.length]
