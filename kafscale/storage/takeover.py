@@ -237,7 +237,10 @@ class LogReader:
                 named = await self.read(log_id, pointer)
                 if named is not None and named.checkpoint is not None:
                     return NewestCheckpoint(highest, number, pointer, named.checkpoint)
-                if named is not None or pointer == missing:
+                # Where it was deleted, a seal that came late may lie there.
+                is_gone = named is None or named.seal is not None
+                # Of a listing that is outdated the newest object is none: what it names may be gone by rights.
+                if not is_gone or (pointer == missing and not is_outdated):
                     raise Corrupt(f"{newest.key} names a checkpoint at {pointer} that is not there")
                 missing, is_outdated = pointer, True
                 break

@@ -256,6 +256,42 @@ def test_an_owner_that_writes_on_while_one_looks_is_no_damage():
     run(main())
 
 
+@pytest.mark.parametrize("late_seal", [False, True])
+def test_an_owner_that_outruns_every_look_is_no_damage(late_seal):
+    """Goal: also where all that a listing shows above an old object is deleted before it is read, and where a seal came
+    late to the number of the checkpoint that it names."""
+
+    async def main() -> None:
+        owner = Owner()
+        owner.store.put_seconds = lambda key: 0.0
+        log_id = owner.writer.log_id
+        await owner.writer.flush(owner.partition, batch_of(1))
+        await owner.checkpoint()
+        await owner.writer.flush(owner.partition, batch_of(1))
+        listing = owner.store.list
+        looks = 0
+
+        async def listed_and_outrun(*arguments):
+            nonlocal looks
+            found = await listing(*arguments)
+            looks += 1
+            if looks <= 2:
+                await owner.checkpoint()
+                await owner.writer.flush(owner.partition, batch_of(1))
+                gone = [KEYS.log(log_id, number) for number in ((1,), (3, 4))[looks - 1]]
+                await owner.store.inner.delete(gone, Purpose.SWEEP)
+            if looks == 1 and late_seal:
+                seal = encode_small(encode_header(Kind.SEAL, log_id, 1, 0, -1), Seal("late", "r"))
+                await owner.store.inner.put_if_absent(KEYS.log(log_id, 1), seal, Purpose.RECOVERY)
+            return found
+
+        owner.store.list = listed_and_outrun
+        found = await owner.reader.newest_checkpoint(log_id)
+        assert (found.sequence, looks) == (5, 3)
+
+    run(main())
+
+
 def test_a_seal_that_comes_late_is_not_the_end():
     """Goal: a number that was free when somebody began to seal, and is deleted when the seal arrives, while another
     walks: the checkpoint that covers it counts, and the seal does not."""
