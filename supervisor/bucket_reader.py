@@ -161,12 +161,11 @@ class BucketReader:
             slots = sum(any(entry.log_id == log.log_id for entry in entries) for entries in self._state.slots)
             problem = f"the log's newest checkpoint can't be reached, and {slots} slots not be loaded: {log.problem}"
             if log.culprit is not None:
-                wrong = Wrong.MISPLACED if log.culprit.is_misplaced else Wrong.CORRUPT
-                self._report(wrong, self._keys.log(log.log_id, log.culprit.number), problem)
+                self._report(log.culprit.wrong, self._keys.log(log.log_id, log.culprit.number), problem)
             else:
                 self._report(Wrong.CORRUPT, self._keys.log_objects(log.log_id), problem)
         for lost in log.damaged:
-            self._report(_wrong_with(lost), self._keys.log(log.log_id, lost.number), lost.problem)
+            self._report(lost.wrong, self._keys.log(log.log_id, lost.number), lost.problem)
         for lost in log.lost:
             self._report_lost(log, lost)
         log.objects = []
@@ -178,7 +177,7 @@ class BucketReader:
         affected = [gap.affected for gap in gaps if gap.after < lost.number < gap.before]
         problem = lost.problem or "the log goes on above this number"
         problem += "; what it held of partitions that don't go on behind it is not known"
-        self._report(_wrong_with(lost), self._keys.log(log.log_id, lost.number), problem, joined(sorted(affected)))
+        self._report(lost.wrong, self._keys.log(log.log_id, lost.number), problem, joined(sorted(affected)))
 
     # Slots
 
@@ -300,9 +299,3 @@ class BucketReader:
 
     def _report(self, wrong: Wrong, key: str, problem: str, affected: Sequence[OffsetRange] = ()) -> None:
         self._contents.findings.append(Finding(wrong, key, problem, list(affected)))
-
-
-def _wrong_with(lost: LostObject) -> Wrong:
-    if not lost.problem:
-        return Wrong.MISSING
-    return Wrong.MISPLACED if lost.is_misplaced else Wrong.CORRUPT

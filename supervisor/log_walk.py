@@ -12,22 +12,22 @@ from collections.abc import Sequence
 
 import msgspec
 
-from kafscale.errors import Corrupt, Misplaced
+from kafscale.errors import Corrupt
 from kafscale.storage.keys import Keys
 from kafscale.storage.log_objects import Checkpoint
 from kafscale.storage.takeover import LogObject, LogReader
+from kafscale.storage.verification import Wrong, wrong_of
 from kafscale.storage.worker_log import MAX_IN_FLIGHT
 
 READS_AT_ONCE = 16
 
 
 class LostObject(msgspec.Struct, frozen=True):
-    """A number of a log that counts and can't be read; `problem` is empty where nothing is there. `is_misplaced`: what
-    is there belongs elsewhere."""
+    """A number of a log that counts and can't be read; `problem` is empty where nothing is there."""
 
     number: int
     problem: str
-    is_misplaced: bool = False
+    wrong: Wrong
 
 
 class WalkedLog(msgspec.Struct):
@@ -73,7 +73,7 @@ class LogWalker:
                 elif isinstance(entry, LostObject):
                     log.lost.append(entry)
                 elif _is_gap(number, window[index + 1 :], highest):
-                    log.lost.append(LostObject(number, ""))
+                    log.lost.append(LostObject(number, "", Wrong.MISSING))
                 else:
                     log.end = number
                     return log
@@ -101,14 +101,14 @@ class LogWalker:
             elif entry is not None and entry.checkpoint is not None:
                 return number, entry.checkpoint
             elif entry is not None and entry.seal is None and entry.header.checkpoint_sequence not in listed:
-                _blame(log, LostObject(entry.header.checkpoint_sequence, ""))
+                _blame(log, LostObject(entry.header.checkpoint_sequence, "", Wrong.CORRUPT))
         return None
 
     async def _read(self, log_id: str, number: int) -> LogObject | LostObject | None:
         try:
             return await self._reader.read(log_id, number)
         except Corrupt as error:
-            return LostObject(number, str(error), isinstance(error, Misplaced))
+            return LostObject(number, str(error), wrong_of(error))
 
 
 def _blame(log: WalkedLog, lost: LostObject) -> None:

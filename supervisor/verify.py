@@ -23,14 +23,22 @@ import msgspec
 from kafscale.clock import Clock, SystemClock
 from kafscale.config import Settings
 from kafscale.coordination.cluster import ClusterState, decode_version
-from kafscale.errors import Corrupt, Misplaced, ObjectMissing, StartError
+from kafscale.errors import Corrupt, ObjectMissing, StartError
 from kafscale.storage.cluster_log import FIRST_VERSION, ClusterLog
 from kafscale.storage.ended_logs import decode_ended
 from kafscale.storage.keys import Keys, index_of, sequence_of, writer_of
 from kafscale.storage.partition import EpochStart
 from kafscale.storage.store import ObjectInfo, ObjectStore, Purpose
 from kafscale.storage.takeover import LogReader, find_end
-from kafscale.storage.verification import Wrong, check_index, check_object, expected_row, least_size, ranges_of
+from kafscale.storage.verification import (
+    Wrong,
+    check_index,
+    check_object,
+    expected_row,
+    least_size,
+    ranges_of,
+    wrong_of,
+)
 from kafscale.storage.worker_log import MAX_IN_FLIGHT
 from supervisor.audit_anchors import read_anchor
 from supervisor.bucket_reader import BucketReader, Contents, Finding, LoadedPartition
@@ -385,8 +393,7 @@ class Verifier:
             except Corrupt as error:
                 if key not in self._damaged:
                     self._damaged.add(key)
-                    wrong = Wrong.MISPLACED if isinstance(error, Misplaced) else Wrong.CORRUPT
-                    self._find(Finding(wrong, key, str(error)))
+                    self._find(Finding(wrong_of(error), key, str(error)))
                 return
             if found is None:
                 return

@@ -20,7 +20,7 @@ from enum import StrEnum
 import msgspec
 from crc32c import crc32c
 
-from kafscale.errors import Corrupt
+from kafscale.errors import Corrupt, Misplaced
 from kafscale.protocol.batches import ATTRIBUTES_AT, HEADER_BYTES, iterate, read_header
 from kafscale.storage.keys import sequence_of, writer_of
 from kafscale.storage.log_objects import (
@@ -58,6 +58,11 @@ class Wrong(StrEnum):
     UNREFERENCED = "unreferenced"
     MISPLACED = "misplaced"
     LEFTOVER = "leftover"
+
+
+def wrong_of(error: Corrupt) -> Wrong:
+    """What a reader that failed found wrong."""
+    return Wrong.MISPLACED if isinstance(error, Misplaced) else Wrong.CORRUPT
 
 
 class OffsetRange(msgspec.Struct, frozen=True, order=True):

@@ -5,7 +5,6 @@ is there.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import random
 from typing import Any
@@ -344,7 +343,7 @@ def test_who_waits_for_a_slot_hears_that_it_is_damaged() -> None:
         place = manifest_of(old, "t")
         node = await unstarted_successor(old, 2)
         await Damage(old.store, place.key, None).do()
-        node.worker.connections.start(asyncio.get_running_loop().call_soon)
+        node.let_in()
         client = node.connect()
         node.send(client, ApiKey.FETCH, 12, fetch_request(("t", 0, 0), max_wait_ms=600_000))
         await node.clock.sleep(1)

@@ -192,6 +192,10 @@ class WholeWorker:
         self.listener = next(iter(self.worker._listeners.values()))
         self._correlation_ids = itertools.count(1000)
 
+    def let_in(self) -> None:
+        """Take connections, before any slot is loaded."""
+        self.worker.connections.start(asyncio.get_running_loop().call_soon)
+
     async def start(self) -> WholeWorker:
         self._keep_pinging()
         await self.worker.start()

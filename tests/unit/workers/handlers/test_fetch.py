@@ -325,7 +325,7 @@ def test_a_partition_that_is_being_loaded_is_waited_for() -> None:
 
     async def main() -> None:
         node = WholeWorker()
-        node.worker.connections.start(asyncio.get_running_loop().call_soon)
+        node.let_in()
         node.create("t", 2)
         client = begin(node, ("t", 0, 0), max_wait_ms=60_000)
         gone = begin(node, ("t", 0, 0), max_wait_ms=60_000)
@@ -347,7 +347,7 @@ def test_a_partition_that_is_being_loaded_is_waited_for() -> None:
 def test_a_partition_that_is_being_loaded_is_not_waited_for_in_vain(how: str) -> None:
     async def main() -> None:
         node = WholeWorker()
-        node.worker.connections.start(asyncio.get_running_loop().call_soon)
+        node.let_in()
         topic = node.create("t", 2)
         slot = slot_of(topic.topic_id, 0, len(node.state.slots))
         client = node.connect()

@@ -4,7 +4,6 @@ every version; nothing is stored twice, and what a client sent is stored as it c
 
 from __future__ import annotations
 
-import asyncio
 import ctypes
 from typing import Any
 
@@ -195,7 +194,7 @@ def test_a_partition_that_is_being_loaded_is_not_served() -> None:
 
     async def main() -> None:
         node = WholeWorker()
-        node.worker.connections.start(asyncio.get_running_loop().call_soon)
+        node.let_in()
         node.create("t", 2)
         (result,) = await produce(node, 10, ("t", 0, batch_of()))
         assert result.error_code == ErrorCode.NOT_LEADER_OR_FOLLOWER
@@ -405,7 +404,7 @@ def test_what_was_refused_comes_before_what_was_sent_behind_it(version: int) -> 
 
     async def main() -> None:
         node = WholeWorker()
-        node.worker.connections.start(asyncio.get_running_loop().call_soon)
+        node.let_in()
         node.create("t", 2)
         topic = "t" if version < 13 else id_of(2)
         client = node.connect()
@@ -433,7 +432,7 @@ def test_what_was_refused_here_may_have_come_again_elsewhere() -> None:
 
     async def main() -> None:
         node = WholeWorker()
-        node.worker.connections.start(asyncio.get_running_loop().call_soon)
+        node.let_in()
         node.create("t", 2)
         client, other = node.connect(), node.connect()
         (result,) = await produce(node, 9, ("t", 0, numbered(0)), client=client)
